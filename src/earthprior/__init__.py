@@ -1,0 +1,5 @@
+"""EarthPrior: self-supervised pretraining on satellite chips."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
