@@ -1,0 +1,1 @@
+"""From files to normalized batches: catalog, reading, statistics, normalization, augmentation."""

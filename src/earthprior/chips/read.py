@@ -1,0 +1,170 @@
+"""One hardened function from a catalog row to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from earthprior.chips.catalog import ChipRow
+from earthprior.chips.geotiff import (
+    ChipSpec,
+    Header,
+    check_descriptions,
+    check_same_place,
+    chip_header,
+    header_of,
+    open_files,
+    unreadable,
+)
+
+__all__ = ["ChipSpec", "Header", "Inspection", "chip_header", "inspect_chip", "read_chip", "read_label"]
+
+
+def read_chip(
+    folder: Path, row: ChipRow, spec: ChipSpec, out: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Pixels and validity of one chip.
+
+    Args:
+        folder: The data folder.
+        row: The chip.
+        spec: What it must be.
+        out: An array (C, H, W) of the file's dtype to fill instead of a new one.
+
+    Returns:
+        Pixels (C, H, W) in the file's dtype, H = W = chip_size + 2 buffer, physical units, 0 where invalid; and valid
+        (H, W), false where all bands hold nodata, any band is NaN or infinite, or the file has no pixel (the buffer's
+        rim). Alpha is never looked at: NIR is often tagged as alpha.
+
+    Raises:
+        ChipError: The chip is missing, damaged, or not as the spec says.
+    """
+    with ExitStack() as stack:
+        sources = open_files(folder, row, spec, stack)
+        pixels, valid, _ = _pixels(sources, row, spec, out)
+        return pixels, valid
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A chip with all that can be told about it.
+
+    Attributes:
+        pixels: (C, H, W), as `read_chip`.
+        valid: (H, W), as `read_chip`.
+        not_finite: Pixels that are invalid because a band is NaN, infinite or beyond float32.
+        header: Place of the first file, bands of all.
+    """
+
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+    not_finite: int
+    header: Header
+
+
+def inspect_chip(folder: Path, row: ChipRow, spec: ChipSpec) -> Inspection:
+    """Like `read_chip`, with the header and the checks that need it.
+
+    Raises:
+        ChipError: As `read_chip`; also where the descriptions of the bands contradict the spec, or the files of the row
+            lie at different places.
+    """
+    with ExitStack() as stack:
+        sources = open_files(folder, row, spec, stack)
+        headers = [header_of(source) for source in sources]
+        check_same_place(row, headers)
+        descriptions = tuple(name for header in headers for name in header.descriptions)
+        check_descriptions(row, descriptions, spec.bands)
+        nodata = tuple(value for header in headers for value in header.nodata)
+        first = headers[0]
+        header = Header(first.width, first.height, first.dtype, nodata, descriptions, first.crs, first.bounds)
+        return Inspection(*_pixels(sources, row, spec, None), header)
+
+
+def read_label(folder: Path, row: ChipRow, column: str, spec: ChipSpec) -> NDArray[Any] | None:
+    """The label raster of one chip.
+
+    Returns:
+        Labels (H, W) in the file's dtype, placed like the chip's pixels (0 on a buffer rim that the file lacks), or
+        None for an empty cell.
+
+    Raises:
+        ChipError: As `read_chip`, also for a file with more than one band.
+    """
+    path = row.values[column]
+    if not path:
+        return None
+    label = ChipRow(row.line, row.usage, (path,), row.values)
+    label_spec = ChipSpec((column,), spec.chip_size, spec.buffer, nodata=())
+    pixels, _ = read_chip(folder, label, label_spec)
+    found: NDArray[Any] = pixels[0]
+    return found
+
+
+def _pixels(
+    sources: Sequence[Any], row: ChipRow, spec: ChipSpec, out: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
+    """Decode the files and mark what is valid; the third is the count of pixels that are not finite."""
+    side = spec.read_px
+    dtype = np.dtype(sources[0].dtypes[0])
+    pixels = np.empty((len(spec.bands), side, side), dtype) if out is None else out
+    top, left = (side - sources[0].height) // 2, (side - sources[0].width) // 2
+    band = 0
+    for image, source in zip(row.images, sources, strict=True):
+        target = pixels[band : band + source.count]
+        try:
+            if top or left:
+                target[:] = 0
+                target[:, top : side - top, left : side - left] = source.read()
+            else:
+                source.read(out=target)
+        except (RasterioError, OSError) as error:
+            raise unreadable(image, row.line, error) from error
+        band += source.count
+    own = [value for source in sources for value in source.nodatavals]
+    values = [spec.nodata] * len(own) if spec.nodata is not None else [() if v is None else (v,) for v in own]
+    valid = ~_all_nodata(pixels, values)
+    if top or left:
+        inside = np.zeros_like(valid)
+        inside[top : side - top, left : side - left] = True
+        valid &= inside
+    not_finite = 0
+    if dtype.kind == "f":
+        # float64 crosses to the device as float32, where larger numbers would become infinite.
+        finite = (np.abs(pixels) <= np.finfo(np.float32).max).all(axis=0)
+        not_finite = int(np.count_nonzero(valid & ~finite))
+        valid &= finite
+    if not valid.all():
+        # What lies under nodata must not reach any sum, not even as NaN times 0.
+        pixels[:, ~valid] = 0
+    return pixels, valid, not_finite
+
+
+def _all_nodata(pixels: NDArray[Any], nodata: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+    """(H, W), true where every band holds one of its nodata values."""
+    missing = np.ones(pixels.shape[1:], dtype=bool)
+    for band, values in zip(pixels, nodata, strict=True):
+        missing &= _holds(band, values)
+        if not missing.any():
+            break
+    return missing
+
+
+def _holds(band: NDArray[Any], values: Sequence[float]) -> NDArray[np.bool_]:
+    """Where one band holds one of the values; compared in the band's own dtype, as GDAL stores nodata as a double."""
+    found = np.zeros(band.shape, dtype=bool)
+    for value in values:
+        if value != value:
+            found |= np.isnan(band) if band.dtype.kind == "f" else False
+        elif band.dtype.kind == "f":
+            found |= band == np.float64(value).astype(band.dtype)
+        elif value == int(value) and np.iinfo(band.dtype).min <= value <= np.iinfo(band.dtype).max:
+            found |= band == band.dtype.type(value)
+    return found

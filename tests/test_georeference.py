@@ -1,0 +1,68 @@
+"""Overlaps and groups equal those found by comparing every pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from earthprior.chips.georeference import box_pairs, connected_groups, overlaps_between
+
+
+def boxes_of(count, seed, stretch=(1.0, 1.0)):
+    noise = np.random.default_rng(seed)
+    corner = noise.uniform(0, 30, (count, 2)) * np.array(stretch)
+    return np.concatenate([corner, corner + noise.uniform(0.5, 4, (count, 2))], axis=1)
+
+
+@pytest.mark.parametrize("stretch", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_pairs_equal_brute_force(stretch):
+    boxes = boxes_of(80, 0, stretch)
+    found = {frozenset((one, other)) for one, near in box_pairs(boxes, 0.0) for other in near.tolist()}
+    wanted = {
+        frozenset((one, other))
+        for one in range(80)
+        for other in range(one)
+        if (boxes[one][:2] < boxes[other][2:]).all() and (boxes[other][:2] < boxes[one][2:]).all()
+    }
+    assert found == wanted
+    assert 10 < len(wanted) < 3160
+
+
+def test_touching_is_grouping_but_no_overlap():
+    # Coordinates as they come out of a geotransform, a rounding error apart.
+    boxes = [(0.0, 0.0, 10.0, 10.0), (10.000001, 0.0, 20.0, 10.0), (30.0, 0.0, 40.0, 10.0)]
+    crs = ["EPSG:32614"] * 3
+    groups = connected_groups(crs, boxes)
+    assert groups[0] == groups[1] != groups[2]
+    assert overlaps_between(crs, boxes, [0, 1, 1]).pairs == 0
+
+
+def test_groups_reach_over_others_and_keep_crs_apart():
+    boxes = [
+        (0.0, 0.0, 10.0, 10.0),
+        (14.0, 0.0, 24.0, 10.0),
+        (8.0, 0.0, 16.0, 10.0),
+        (0.0, 0.0, 10.0, 10.0),
+        None,
+        None,
+    ]
+    groups = connected_groups(["a", "a", "a", "b", None, None], boxes)
+    assert groups[0] == groups[1] == groups[2]
+    assert len(set(groups)) == 4
+
+
+def test_overlaps_count_every_pair_and_blame_the_later_split():
+    same = (0.0, 0.0, 10.0, 10.0)
+    shifted = (5.0, 5.0, 15.0, 15.0)
+    # Two dates of one place in train, one in validate; a third place overlaps both, in test.
+    found = overlaps_between(["a"] * 4, [same, same, same, shifted], [0, 0, 1, 2])
+    assert found.pairs == 2 + 3
+    assert found.partners[2] == (2, [0, 1])
+    assert found.partners[3][0] == 3
+    assert set(found.partners) == {2, 3}
+
+
+def test_many_dates_of_one_place_are_one_box():
+    same = (0.0, 0.0, 10.0, 10.0)
+    found = overlaps_between(["a"] * 20_000, [same] * 20_000, [0] * 10_000 + [1] * 10_000)
+    assert found.pairs == 10_000**2
