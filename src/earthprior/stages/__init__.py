@@ -1,0 +1,1 @@
+"""The verbs of dvc.yaml: one file, one function `run` each."""
