@@ -1,0 +1,47 @@
+"""The one record that travels from the chips to the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from earthprior.chips.loader import RawBatch
+from earthprior.chips.normalize import Affine, Normalizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalized chips on the device.
+
+    Attributes:
+        x0: (B, C, H, W) float32, normalized; invalid pixels at the neutral value.
+        valid: (B, 1, H, W) bool, true where there is data.
+        affine: The map back to physical values.
+        extra: Further tensors that a task asked for, by name, each with B entries.
+    """
+
+    x0: Tensor
+    valid: Tensor
+    affine: Affine
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.x0.shape[0]
+
+
+def prepare(raw: RawBatch, normalizer: Normalizer, device: torch.device) -> Batch:
+    """Move a raw batch to the device in its files' dtype, and normalize it there.
+
+    Args:
+        raw: Pixels (B, C, H, W) in the files' dtype and valid (B, H, W) bool, on the CPU.
+        normalizer: Made from the run's params and stats.
+        device: Where the batch is wanted.
+    """
+    # The copy also frees the loader's buffer, which the next read will overwrite.
+    pixels = raw.pixels.to(device, non_blocking=True, copy=True)
+    valid = raw.valid.to(device, non_blocking=True, copy=True)
+    x0, affine = normalizer.normalize(pixels, valid)
+    return Batch(x0, valid[:, None], affine)
