@@ -1,0 +1,105 @@
+"""Where a name from params.yaml becomes an object; nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from earthprior.chips.normalize import Normalizer
+from earthprior.diffusion.linear import LinearDenoiser
+from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule
+from earthprior.errors import EarthPriorError, ParamsError
+from earthprior.files import read_json
+from earthprior.networks.unet_att_d import UNetAttD
+from earthprior.networks.unet_film import UNetFiLM
+from earthprior.params import Params, parse
+from earthprior.randomness import seed_of
+from earthprior.tasks.diffusion import DiffusionTask, input_channels
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet_film": UNetFiLM, "unet_att_d": UNetAttD}
+TASKS = {"diffusion": DiffusionTask}
+
+
+def device(params: Params) -> torch.device:
+    """The device that `operation.device` means here.
+
+    Raises:
+        ParamsError: CUDA is asked for and torch sees none.
+    """
+    wanted = params.operation.device
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ParamsError(f"operation.device is {wanted}, but torch {torch.__version__} sees no GPU; use auto or cpu")
+    return torch.device(wanted)
+
+
+def autocast_dtype(params: Params, where: torch.device) -> torch.dtype | None:
+    """The dtype of mixed precision, or None for plain float32."""
+    if params.precision == "auto":
+        return torch.bfloat16 if where.type == "cuda" else None
+    return torch.bfloat16 if params.precision == "bfloat16" else None
+
+
+def normalizer(params: Params, stats: Mapping[str, Any]) -> Normalizer:
+    """The normalization of params with the statistics of stats.json.
+
+    Raises:
+        EarthPriorError: The statistics were made for other bands.
+    """
+    if list(stats["bands"]) != list(params.data.bands):
+        raise EarthPriorError(
+            f"results/stats/stats.json was made for bands {stats['bands']}, params.yaml lists "
+            f"{list(params.data.bands)}; run: dvc repro stats"
+        )
+    return Normalizer(params.normalization, stats)
+
+
+def schedule(params: Params) -> NoiseSchedule:
+    """The forward process."""
+    return NoiseSchedule(NOISE_SCHEDULES[params.diffusion.noise_schedule](params.diffusion))
+
+
+def network(params: Params, in_channels: int, out_channels: int) -> nn.Module:
+    """The network that params selects, its weights a function of `seed` alone."""
+    torch.manual_seed(seed_of(params.seed, "weights"))
+    section = getattr(params, params.network)
+    return NETWORKS[params.network](in_channels, out_channels, **section.model_dump())
+
+
+def task(params: Params, linear: LinearDenoiser) -> DiffusionTask:
+    """The pretext task that params selects, with a freshly initialized network, on the CPU."""
+    net = network(params, input_channels(params), len(params.data.bands))
+    return TASKS[params.task](params, net, schedule(params), linear)
+
+
+def pretrained_task(folder: Path) -> tuple[DiffusionTask, Params]:
+    """The task of a finished pretraining, with its weights, and the params that it was trained with.
+
+    Args:
+        folder: Holds network.safetensors, config.json and linear.safetensors.
+
+    Raises:
+        EarthPriorError: Files are missing, or the weights do not fit the configuration.
+    """
+    missing = [n for n in ("config.json", "linear.safetensors", "network.safetensors") if not (folder / n).is_file()]
+    if missing:
+        raise EarthPriorError(f"{folder.name}/ lacks {', '.join(missing)}; run: dvc repro pretrain")
+    trained = parse(read_json(folder / "config.json")["params"], "config.json")
+    try:
+        linear = LinearDenoiser.load(folder / "linear.safetensors")
+        weights = load_file(folder / "network.safetensors")
+    except SafetensorError as error:
+        raise EarthPriorError(f"{folder.name}/ holds damaged weights ({error}); run: dvc repro pretrain") from None
+    built = task(trained, linear)
+    try:
+        built.network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise EarthPriorError(f"{folder.name}/network.safetensors does not fit config.json: {error}") from None
+    return built, trained

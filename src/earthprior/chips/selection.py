@@ -1,0 +1,115 @@
+"""Which chips a run uses, as the stats stage left them, and the fixed views of them that judging needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earthprior.chips.augment import augment, centre_crop, grid_crops
+from earthprior.chips.batch import Batch, prepare
+from earthprior.chips.catalog import ChipRow, load_catalog
+from earthprior.chips.loader import load_batches
+from earthprior.chips.normalize import Normalizer
+from earthprior.chips.read import ChipSpec
+from earthprior.errors import DataError
+from earthprior.files import sha256_file
+from earthprior.params import AugmentationParams, Params
+from earthprior.randomness import numpy_generator, torch_generator
+
+LINEAR_CROPS = 512
+"""Crops that the linear denoiser is fitted on at least: on 256 it is 0.2 % off, on 64 already 2 %."""
+
+LINEAR_CHIPS = 2048
+"""Chips that it is fitted on at most: more would cost reading and gain nothing."""
+
+AS_THEY_ARE = AugmentationParams(
+    flip=False, rotate_90=False, scale_factor=None, br_range=None, contrast_range=None, crop_strategy="random"
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chips of a run.
+
+    Attributes:
+        folder: What the catalog's paths are relative to.
+        train, validate, test: Rows per usage, without those that the stats stage skipped.
+    """
+
+    folder: Path
+    train: list[ChipRow]
+    validate: list[ChipRow]
+    test: list[ChipRow]
+
+
+def select(params: Params, root: Path, stats: dict[str, Any]) -> Selection:
+    """The chips that the statistics were made of.
+
+    Raises:
+        DataError: The catalog is malformed, or not the one that stats.json was made from.
+    """
+    catalog = load_catalog(params.data, root)
+    if sha256_file(catalog.path) != stats["data"]["catalog_sha256"]:
+        raise DataError(f"{catalog.path.name} changed since results/stats/stats.json was made; run: dvc repro stats")
+    kept = catalog.without(stats["chips"]["skipped_lines"])
+    return Selection(catalog.dir, kept.split("train"), kept.split("validate"), kept.split("test"))
+
+
+def chip_key(row: ChipRow) -> str:
+    """What addresses a chip's own random draws: its paths, which no other chip has."""
+    return "|".join(row.images)
+
+
+def read_in_order(
+    params: Params, folder: Path, rows: list[ChipRow], normalizer: Normalizer, device: torch.device, batch_size: int
+) -> Iterator[tuple[Batch, list[ChipRow]]]:
+    """Whole chips, normalized, in the catalog's order."""
+    order = [list(range(first, min(first + batch_size, len(rows)))) for first in range(0, len(rows), batch_size)]
+    spec = ChipSpec.from_params(params.data)
+    for raw in load_batches(folder, rows, order, spec, readers=params.operation.readers):
+        yield prepare(raw, normalizer, device), list(raw.rows)
+
+
+def validation_batches(
+    params: Params, selection: Selection, normalizer: Normalizer, device: torch.device
+) -> Iterator[tuple[Batch, list[str]]]:
+    """The middle crop of every validation chip, with the key that addresses its noise."""
+    rows = selection.validate
+    size = params.val_batch_size
+    for batch, read in read_in_order(params, selection.folder, rows, normalizer, device, size):
+        yield centre_crop(batch, params.data.train_px), [chip_key(row) for row in read]
+
+
+def grid_batches(
+    params: Params, folder: Path, rows: list[ChipRow], normalizer: Normalizer, device: torch.device
+) -> Iterator[tuple[Batch, list[str], list[ChipRow]]]:
+    """All crops of each chip, a chip at a time, with a key per crop and the chip's row."""
+    for batch, read in read_in_order(params, folder, rows, normalizer, device, 1):
+        crops = grid_crops(batch, params.data.train_px)
+        yield crops, [f"{chip_key(read[0])}#{index}" for index in range(len(crops))], read
+
+
+def linear_crops(params: Params, selection: Selection, normalizer: Normalizer) -> tuple[Iterator[Batch], bool]:
+    """Crops to fit the linear denoiser on, and whether their spectra should be averaged over flips and turns.
+
+    The draw is the same for every seed, so that the baseline is, too.
+    """
+    count = len(selection.train)
+    picked = numpy_generator("linear chips").permutation(count)[:LINEAR_CHIPS]
+    rows = [selection.train[index] for index in picked]
+    # A chip seen whole is the same at every visit.
+    per_chip = 1 if params.data.train_px == params.data.read_px else -(-LINEAR_CROPS // len(rows))
+    small = count < LINEAR_CROPS // 2
+
+    def crops() -> Iterator[Batch]:
+        device = torch.device("cpu")
+        for batch, read in read_in_order(params, selection.folder, rows, normalizer, device, 16):
+            for visit in range(per_chip):
+                generator = torch_generator("linear crops", chip_key(read[0]), visit)
+                yield augment(batch, AS_THEY_ARE, params.data.crop_px, generator)
+
+    return crops(), small
