@@ -1,0 +1,163 @@
+"""The journal of a run, metrics.jsonl: one JSON object a line, and the source of truth for every curve.
+
+MLflow is a mirror of it (mirror.py): what a server missed is read from here and sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from earthprior.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+# JSON has no word for these; as text they survive a round trip through any JSON reader.
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Position(NamedTuple):
+    """Where a reader of the journal has come to. A rewrite of the file starts a new generation."""
+
+    generation: int = 0
+    offset: int = 0
+
+
+class Journal:
+    """Append-only records in a file; safe to use from several threads of one process.
+
+    A record is a mapping with `step`; `metrics` in it maps names to floats, non-finite ones included. A line counts
+    once its newline is written, so a process killed inside `append` leaves at most a torn line, which is ignored and
+    removed by the next `append`.
+
+    Args:
+        path: The file; made, with its folder, by the first `append`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._generation = 0
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record; it is with the operating system when this returns.
+
+        Raises:
+            OSError: The disk is full or failing. The journal stays readable, and the next `append` may succeed.
+        """
+        line = (json.dumps(_encoded(record), allow_nan=False, separators=(",", ":")) + "\n").encode()
+        with self._lock:
+            if self._descriptor is None:
+                self._descriptor = self._open()
+            try:
+                written = os.write(self._descriptor, line)
+                if written < len(line):
+                    raise OSError(f"only {written} of {len(line)} bytes were written; free disk space")
+            except OSError:
+                # Opening again removes the torn line.
+                self._close()
+                raise
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete records, oldest first; none if there is no file."""
+        return self.read_from(Position(self._generation), limit=None)[0]
+
+    def read_from(self, position: Position, limit: int | None) -> tuple[list[dict[str, Any]], Position]:
+        """At most `limit` records after `position`, and the position behind them.
+
+        A position from before a rewrite starts over at the file's beginning.
+        """
+        with self._lock:
+            generation = self._generation
+            offset = position.offset if position.generation == generation else 0
+            lines: list[bytes] = []
+            try:
+                with self.path.open("rb") as handle:
+                    handle.seek(offset)
+                    for line in handle:
+                        if not line.endswith(b"\n") or (limit is not None and len(lines) >= limit):
+                            break
+                        lines.append(line)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+        return _decoded(lines, self.path), Position(generation, offset + sum(map(len, lines)))
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the records of later steps (atomic rewrite): a resumed run will write them again, with equal values."""
+        kept = [record for record in self.read() if record.get("step", step) <= step]
+        with self._lock:
+            self._close()
+            if self.path.exists():
+                lines = [json.dumps(_encoded(record), allow_nan=False, separators=(",", ":")) for record in kept]
+                write_atomic(self.path, "".join(f"{line}\n" for line in lines))
+            self._generation += 1
+
+    def close(self) -> None:
+        """Release the file; a later `append` opens it again."""
+        with self._lock:
+            self._close()
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(descriptor, _complete_bytes(descriptor))
+        return descriptor
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _complete_bytes(descriptor: int, block: int = 1 << 16) -> int:
+    """The file's size up to its last newline."""
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - block)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _encoded(record: Mapping[str, Any]) -> dict[str, Any]:
+    encoded = dict(record)
+    if "metrics" in encoded:
+        encoded["metrics"] = {name: _spelled(float(value)) for name, value in encoded["metrics"].items()}
+    return encoded
+
+
+def _spelled(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _value(stored: float | str) -> float:
+    return NON_FINITE[stored] if isinstance(stored, str) else float(stored)
+
+
+def _decoded(lines: Iterable[bytes], path: Path) -> list[dict[str, Any]]:
+    records = []
+    damaged = 0
+    for line in lines:
+        try:
+            record = json.loads(line)
+            metrics = record.get("metrics")
+            if metrics is not None:
+                record["metrics"] = {name: _value(value) for name, value in metrics.items()}
+        except (ValueError, AttributeError, KeyError, TypeError):
+            damaged += 1
+        else:
+            records.append(record)
+    if damaged:
+        logger.warning("%s: %d damaged lines skipped; the other records are unharmed", path.name, damaged)
+    return records

@@ -1,0 +1,266 @@
+"""The mirror against a store that fails on command; test_tracking.py has the real one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from earthprior import mirror
+from earthprior.journal import Journal
+from earthprior.mirror import Mirror, Point, Rejected, metric_name
+
+
+class FakeRun:
+    """A store in memory."""
+
+    def __init__(self, held: Mapping[str, int] | None = None) -> None:
+        self.held = dict(held or {})
+        self.down = False
+        self.rejects = False
+        self.hang = threading.Event()
+        self.hang.set()
+        self.points: list[Point] = []
+        self.tags: dict[str, str] = {}
+        self.files: list[tuple[str, str]] = []
+        self.bad_file = ""
+        self.opened = 0
+        self.calls = 0
+        self.status = ""
+
+    def _answer(self) -> None:
+        self.calls += 1
+        self.hang.wait()
+        if self.down:
+            raise ConnectionError("no answer")
+
+    def open(self) -> Mapping[str, int]:
+        self._answer()
+        self.opened += 1
+        return self.held
+
+    def probe(self) -> None:
+        self._answer()
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        self._answer()
+        if self.rejects:
+            raise Rejected("bad value")
+        self.points += points
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._answer()
+        self.tags |= tags
+
+    def upload(self, path: Path, folder: str) -> None:
+        self._answer()
+        if path.name == self.bad_file:
+            raise PermissionError("denied")
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self.files.append((path.name, folder))
+
+    def finish(self, status: str) -> None:
+        self._answer()
+        self.status = status
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "metrics.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(mirror, "LAST_RETRY_SECONDS", 0.05)
+
+
+def log(journal: Journal, steps: range, **metrics: float) -> None:
+    for step in steps:
+        journal.append({"step": step, "time_ms": 1000 + step, "metrics": metrics or {"loss": float(step)}})
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "did not happen within 5 s"
+        time.sleep(0.005)
+
+
+def test_everything_arrives_in_order(journal: Journal, tmp_path: Path) -> None:
+    log(journal, range(500))
+    run = FakeRun()
+    follower = Mirror(journal, run)
+    follower.start(5)
+    log(journal, range(500, 700))
+    (tmp_path / "a.txt").write_text("x")
+    follower.set_tags({"k": "v"})
+    follower.upload(tmp_path / "a.txt", "folder")
+    delivery = follower.close("FINISHED", 5)
+    assert [point.step for point in run.points] == list(range(700))
+    assert run.points[3] == Point("loss", 3.0, 1003, 3)
+    assert (run.tags, run.files, run.status, run.opened) == ({"k": "v"}, [("a.txt", "folder")], "FINISHED", 1)
+    assert (delivery.delivered, delivery.total, bool(delivery)) == (700, 700, True)
+
+
+def test_points_flow_before_the_end(journal: Journal) -> None:
+    run = FakeRun()
+    follower = Mirror(journal, run)
+    follower.start(5)
+    log(journal, range(3))
+    eventually(lambda: len(run.points) == 3)
+    follower.close("FINISHED", 5)
+
+
+def test_outage_loses_and_doubles_nothing(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun()
+    follower = Mirror(journal, run)
+    follower.start(5)
+    log(journal, range(10))
+    eventually(lambda: len(run.points) == 10)
+    run.down = True
+    log(journal, range(10, 400))
+    eventually(lambda: "no answer" in caplog.text)
+    calls = run.calls
+    eventually(lambda: run.calls > calls + 2)
+    assert caplog.text.count("no answer") == 1, "an outage is told once"
+    run.down = False
+    eventually(lambda: "answers again" in caplog.text)
+    assert follower.close("FINISHED", 5)
+    assert [point.step for point in run.points] == list(range(400))
+
+
+def test_store_that_is_down_from_start_to_end(journal: Journal) -> None:
+    run = FakeRun()
+    run.down = True
+    follower = Mirror(journal, run)
+    follower.start(5)
+    log(journal, range(7))
+    delivery = follower.close("FINISHED", 5)
+    assert (delivery.delivered, delivery.total, bool(delivery)) == (0, 7, False)
+    assert str(delivery) == "0 of 7 points delivered"
+
+
+def test_store_that_comes_up_for_the_end(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 1000.0)
+    run = FakeRun()
+    run.down = True
+    follower = Mirror(journal, run)
+    follower.start(5)
+    log(journal, range(7))
+    run.down = False
+    assert follower.close("FINISHED", 5), "close must try although the next attempt was far off"
+    assert len(run.points) == 7
+
+
+def test_store_that_hangs_delays_neither_start_nor_close_for_long(journal: Journal) -> None:
+    run = FakeRun()
+    run.hang.clear()
+    follower = Mirror(journal, run)
+    begin = time.monotonic()
+    follower.start(0.1)
+    log(journal, range(7))
+    delivery = follower.close("FINISHED", 0.1)
+    assert time.monotonic() - begin < 3
+    assert not delivery
+    run.hang.set()
+
+
+def test_continued_run_gets_only_what_it_lacks(journal: Journal) -> None:
+    log(journal, range(10))
+    log(journal, range(0, 10, 5), val=1.0)
+    run = FakeRun(held={"loss": 6, "val": 0})
+    follower = Mirror(journal, run)
+    follower.start(5)
+    delivery = follower.close("FINISHED", 5)
+    assert [(point.name, point.step) for point in run.points] == [("loss", 7), ("loss", 8), ("loss", 9), ("val", 5)]
+    assert (delivery.delivered, delivery.total) == (12, 12)
+
+
+def test_a_rewritten_journal_is_counted_anew(journal: Journal) -> None:
+    log(journal, range(10))
+    run = FakeRun(held={"loss": 9})
+    follower = Mirror(journal, run)
+    follower.start(5)
+    journal.truncate_after(4)
+    log(journal, range(5, 12))
+    delivery = follower.close("FINISHED", 5)
+    assert [point.step for point in run.points] == [10, 11]
+    assert (delivery.delivered, delivery.total) == (12, 12)
+
+
+def test_non_finite_values_stay_in_the_journal(journal: Journal) -> None:
+    log(journal, range(1), loss=float("nan"), grad=float("inf"), lr=0.1)
+    run = FakeRun()
+    follower = Mirror(journal, run)
+    follower.start(5)
+    delivery = follower.close("FAILED", 5)
+    assert [point.name for point in run.points] == ["lr"]
+    assert (delivery.total, run.status) == (1, "FAILED")
+
+
+def test_refused_points_do_not_block_the_others(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    log(journal, range(3))
+    run = FakeRun()
+    run.rejects = True
+    follower = Mirror(journal, run)
+    follower.start(5)
+    run.rejects = False
+    log(journal, range(3, 5))
+    delivery = follower.close("FINISHED", 5)
+    assert [point.step for point in run.points] == [3, 4]
+    assert (delivery.delivered, delivery.total) == (2, 5)
+    assert "refuses 3 points (bad value)" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["gone.txt", "denied.txt"])
+def test_a_file_that_cannot_be_stored_does_not_keep_a_run_open(
+    journal: Journal, tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "denied.txt").write_text("x")
+    run = FakeRun()
+    run.bad_file = "denied.txt"
+    follower = Mirror(journal, run)
+    follower.start(5)
+    follower.upload(tmp_path / bad, "")
+    follower.close("FINISHED", 5)
+    assert run.status == "FINISHED"
+    assert bad in caplog.text
+
+
+NAMES = [
+    "loss@0.5%",
+    "t=0-100",
+    "a//b",
+    "/a/",
+    "./a",
+    "../a",
+    "a/../b",
+    "a/.",
+    "",
+    "/",
+    "é",
+    "x" * 400,
+    "a/" * 200,
+    "naïve loss",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "loss", "val/gain_db/rho_0.5", "mse/nir: x-1"])
+def test_metric_names_are_what_mlflow_takes(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    clean = metric_name(name)
+    _validate_metric_name(clean)
+    assert len(clean) <= 250
+    assert metric_name(clean) == clean
+
+
+@pytest.mark.parametrize("name", ["loss", "val/gain_db/rho_0.5", "mse/nir: x-1", "evaluate/psnr/red"])
+def test_good_names_stay(name: str) -> None:
+    assert metric_name(name) == name

@@ -1,0 +1,543 @@
+"""Tracking against real MLflow stores in sqlite, and against servers that are dead or hang."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earthprior import mirror, mlflow_run, tracking
+from earthprior.errors import Interrupted
+from earthprior.files import write_json
+from earthprior.journal import Journal
+from earthprior.tracking import Pretraining, RunRef, Tracker, continue_or_open, open_tracker
+from earthprior.tracking_store import locate, reason, redacted
+
+PARAMS = {
+    "lr": 1e-05,
+    "data.bands": ["red", "nir"],
+    "unet_film.attention": True,
+    "grad_clip": None,
+    "task": "diffusion",
+}
+TRAINED = Pretraining({"lr": 0.5}, {"val/gain_db/mean": 1.5})
+
+
+@pytest.fixture(scope="session")
+def prepared_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its schema: making one takes seconds, copying it milliseconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").get_experiment_by_name("x")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.05)
+
+
+@pytest.fixture
+def root(tmp_path: Path, prepared_database: Path) -> Path:
+    home = tmp_path / "project"
+    home.mkdir()
+    shutil.copy(prepared_database, home / "mlflow.db")
+    return home
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[str]:
+    """Takes connections, as a stopped process does, and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def client(root: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+
+
+def runs(root: Path, experiment: str = "earthprior") -> list[Any]:
+    found = client(root).get_experiment_by_name(experiment)
+    return (
+        list(client(root).search_runs([found.experiment_id], order_by=["attributes.start_time ASC"])) if found else []
+    )
+
+
+def history(root: Path, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in client(root).get_metric_history(run_id, name)]
+
+
+def open_plain(root: Path, journal: Journal | None = None, **options: Any) -> Tracker:
+    arguments: dict[str, Any] = {"run_name": "r", "params": PARAMS, "tags": {}, "log_system_metrics": False} | options
+    return open_tracker(root, journal=journal, **arguments)
+
+
+def pretrained(root: Path, **options: Any) -> RunRef:
+    """A finished training."""
+    with open_plain(root, **options) as tracker:
+        tracker.log({"val/gain_db/mean": 0.5}, 10)
+        tracker.log({"val/gain_db/mean": 0.75}, 20)
+    return tracker.ref
+
+
+def evaluate(root: Path, ref: RunRef | None, gain: float = 2.0, status: str = "FINISHED", **options: Any) -> RunRef:
+    tags = {"earthprior.fingerprint": "fresh"}
+    params = {"evaluate.steps": 20}
+    tracker = continue_or_open(root, ref, "evaluation", params, tags, TRAINED, **options)
+    tracker.log({"gain_db/mean": gain}, 20)
+    tracker.close(status)
+    return tracker.ref
+
+
+def test_a_run_has_everything(root: Path, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "work/metrics.jsonl")
+    (tmp_path / "stats.json").write_text("{}")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/a.png").write_text("x")
+    tags = {"earthprior.fingerprint": "abc", "dvc.data_md5": "0123456789abcdef0123456789abcdef.dir"}
+    with open_plain(root, journal, tags=tags) as tracker:
+        tracker.log({"loss": 0.5, "mse@0.5%": 1.0, "bad": float("nan")}, step=3, epoch=0, seconds=1.5)
+        tracker.log({"loss": 0.25}, step=4)
+        tracker.set_tags({"levels_missing": "0.05"})
+        tracker.log_artifact(tmp_path / "stats.json")
+        tracker.log_artifact(tmp_path / "figures", "evaluation")
+    delivery = tracker.close()
+    assert (delivery.delivered, delivery.total, bool(delivery)) == (3, 3, True)
+    (run,) = runs(root)
+    assert tracker.ref == RunRef("sqlite:///mlflow.db", "earthprior", run.info.run_id)
+    assert RunRef.read(tmp_path / "work/run.json") == tracker.ref
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "r")
+    assert run.data.params == {
+        "lr": "1e-05",
+        "data.bands": '["red", "nir"]',
+        "unet_film.attention": "true",
+        "grad_clip": "null",
+        "task": "diffusion",
+    }
+    assert run.data.metrics == {"loss": 0.25, "mse_0.5_": 1.0}
+    assert history(root, run.info.run_id, "loss") == [(3, 0.5), (4, 0.25)]
+    assert run.data.tags.items() >= {**tags, "levels_missing": "0.05", "earthprior.pid": str(os.getpid())}.items()
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == tags["dvc.data_md5"]
+    files = {
+        file.path
+        for folder in ("", "evaluation/figures")
+        for file in client(root).list_artifacts(run.info.run_id, folder)
+    }
+    assert files >= {"stats.json", "evaluation/figures/a.png"}
+    assert (root / "mlruns" / run.info.run_id / "artifacts/stats.json").is_file()
+    first = journal.read()[0]
+    assert {key: first[key] for key in ("step", "epoch", "seconds")} == {"step": 3, "epoch": 0, "seconds": 1.5}
+    # under their own names, and with what a store has no place for
+    assert first["metrics"].keys() == {"loss", "mse@0.5%", "bad"}
+
+
+def test_times_are_those_of_the_journal(root: Path, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"step": 1, "time_ms": 1_600_000_000_000, "metrics": {"loss": 1.0}})
+    with open_plain(root, journal) as tracker:
+        pass
+    (metric,) = client(root).get_metric_history(tracker.ref.run_id, "loss")
+    assert metric.timestamp == 1_600_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, "FINISHED"),
+        (ValueError, "FAILED"),
+        (KeyboardInterrupt, "KILLED"),
+        (Interrupted, "KILLED"),
+        (SystemExit, "FAILED"),
+    ],
+)
+def test_status_tells_how_it_ended(root: Path, error: type[BaseException] | None, status: str) -> None:
+    def work() -> None:
+        with open_plain(root):
+            if error is Interrupted:
+                raise Interrupted("saved", signal.SIGTERM)
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(error):
+            work()
+    else:
+        work()
+    assert [run.info.status for run in runs(root)] == [status]
+
+
+def test_run_and_experiment_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "wise-owl")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    open_plain(root).close()
+    assert [run.info.run_name for run in runs(root, "other")] == ["wise-owl"]
+    assert runs(root) == []
+
+
+def test_copy_of_an_experiment_uses_the_main_store(root: Path) -> None:
+    copy = root / ".dvc/tmp/exps/standalone/tmpabc"
+    copy.mkdir(parents=True)
+    open_plain(copy).close()
+    assert len(runs(root)) == 1
+    assert list(copy.iterdir()) == []
+
+
+def test_environment_chooses_the_store(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move(root / "mlflow.db", tmp_path / "else where.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/else where.db")
+    tracker = open_plain(root)
+    assert tracker.close()
+    assert not (root / "mlflow.db").exists()
+    assert tracker.ref.run_id
+    # a relative path is taken from the project, wherever a stage runs
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///sub/x.db?timeout=5")
+    store = locate(root / ".dvc/tmp/exps/tmpabc")
+    assert store.uri == f"sqlite:///{root}/sub/x.db?timeout=5"
+    assert store.database == root / "sub/x.db"
+
+
+def test_resume_continues_the_run_and_doubles_nothing(root: Path, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    tracker = open_plain(root, journal)
+    for step in range(10):
+        tracker.log({"loss": step / 8}, step)
+    tracker.log({"val": 1.0}, 5)
+    tracker.close("KILLED")
+    # the checkpoint was at step 6: later steps are run, and logged, again
+    again = Journal(journal.path)
+    again.truncate_after(6)
+    tracker = open_plain(root, again, params=PARAMS | {"threads": 2, "lr": 0.00001, "task": "masking"})
+    for step in range(7, 12):
+        tracker.log({"loss": step / 8}, step)
+    tracker.log({"val": 2.0}, 10)
+    delivery = tracker.close()
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED"
+    assert history(root, run.info.run_id, "loss") == [(step, step / 8) for step in range(12)]
+    assert history(root, run.info.run_id, "val") == [(5, 1.0), (10, 2.0)]
+    assert (delivery.delivered, delivery.total) == (14, 14)
+    assert run.data.params["threads"] == "2"
+    assert run.data.params["task"] == "diffusion"
+    assert {name: tag for name, tag in run.data.tags.items() if name.startswith("changed.")} == {
+        "changed.task": "masking"
+    }
+
+
+def test_delivery_can_be_made_up_for_later(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tracker = open_plain(root, journal)
+    tracker.log({"loss": 1.0}, 1)
+    assert not tracker.close()
+    assert tracker.ref.run_id is None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracker = open_plain(root, Journal(journal.path))
+    assert tracker.close()
+    assert history(root, str(tracker.ref.run_id), "loss") == [(1, 1.0)]
+
+
+def test_dead_server_stops_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    begin = time.monotonic()
+    tracker = open_plain(root, Journal(root / "metrics.jsonl"))
+    tracker.log({"loss": 1.0}, 1)
+    delivery = tracker.close()
+    assert time.monotonic() - begin < 10
+    assert (delivery.delivered, delivery.total, bool(delivery)) == (0, 1, False)
+    assert len(Journal(root / "metrics.jsonl").read()) == 1
+    assert "no answer from http://***@127.0.0.1:9" in caplog.text
+    assert "0 of 1 points delivered" in caplog.text
+    assert "hunter2" not in caplog.text + str(tracker.ref)
+
+
+def test_hanging_server_does_not_slow_training(
+    root: Path, hanging_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hanging_server)
+    begin = time.monotonic()
+    tracker = open_plain(root, wait_seconds=0.2)
+    seconds = []
+    for step in range(300):
+        start = time.perf_counter()
+        tracker.log({f"metric/{k}": 0.5 for k in range(12)}, step)
+        seconds.append(time.perf_counter() - start)
+    assert not tracker.close(timeout_seconds=0.5)
+    assert time.monotonic() - begin < 10
+    assert sorted(seconds)[150] < 1e-3, "log must take less than a millisecond"
+
+
+def test_locked_database_delays_and_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 0.1)
+    tracker = open_plain(root)
+    other = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    start = time.perf_counter()
+    tracker.log({"loss": 1.0}, 1)
+    assert time.perf_counter() - start < 0.5
+    time.sleep(0.5)
+    other.execute("ROLLBACK")
+    other.close()
+    assert tracker.close()
+    assert history(root, str(tracker.ref.run_id), "loss") == [(1, 1.0)]
+
+
+def test_log_never_raises(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    tracker = open_plain(root, Journal(tmp_path / "file/metrics.jsonl"))
+    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"loss": "high"}, 2)  # type: ignore[dict-item]
+    tracker.close()
+    assert caplog.text.count("could not be written") == 1
+
+
+def test_works_without_mlflow(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    journal = Journal(root / "metrics.jsonl")
+    with open_plain(root, journal) as tracker:
+        tracker.log({"loss": 1.0}, 1)
+        tracker.log_artifact(root / "none")
+        tracker.set_tags({"a": "b"})
+    assert len(journal.read()) == 1
+    assert tracker.ref.run_id is None
+    assert tracker.close(), "nothing is left to be delivered"
+    assert caplog.text.count("MLflow") == 1
+
+
+def test_mlflow_run_is_joined(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = client(root).create_experiment("outer", (root / "mlruns").as_uri())
+    outer = client(root).create_run(experiment)
+    client(root).log_param(outer.info.run_id, "lr", "1e-5")
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    ref = pretrained(root)
+    assert evaluate(root, ref).run_id == ref.run_id == outer.info.run_id
+    (run,) = runs(root, "outer")
+    assert runs(root) == []
+    assert run.data.params["lr"] == "1e-5"
+    assert run.data.params["evaluate.steps"] == "20"
+    assert not [tag for tag in run.data.tags if tag.startswith("changed.")]
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "no such run", "../x"])
+def test_unknown_mlflow_run_is_told_and_not_used(
+    root: Path, run_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    assert pretrained(root).run_id == runs(root)[0].info.run_id
+    assert "MLFLOW_RUN_ID" in caplog.text
+
+
+def test_evaluation_continues_the_training(root: Path) -> None:
+    ref = pretrained(root, tags={"earthprior.fingerprint": "abc"})
+    assert evaluate(root, ref) == ref
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"val/gain_db/mean": 0.75, "evaluate/gain_db/mean": 2.0}
+    assert run.data.params.keys() == {*PARAMS, "evaluate.steps"}
+    assert run.data.tags["earthprior.fingerprint"] == "abc"
+    assert run.data.tags[mlflow_run.EVALUATED] == "true"
+    assert "pretrain_run_id" not in run.data.tags
+
+
+def test_unfinished_evaluation_is_continued(root: Path) -> None:
+    ref = pretrained(root)
+    assert evaluate(root, ref, gain=1.0, status="FAILED") == ref
+    assert evaluate(root, ref, gain=3.0) == ref
+    (run,) = runs(root)
+    assert run.data.metrics["evaluate/gain_db/mean"] == 3.0
+    assert run.info.status == "FINISHED"
+
+
+def test_second_evaluation_opens_a_run_and_changes_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = pretrained(root)
+    evaluate(root, ref)
+    before = client(root).get_run(ref.run_id).to_dictionary()
+    monkeypatch.setenv("DVC_EXP_NAME", "more-steps")
+    later = evaluate(root, ref, gain=5.0)
+    assert later.run_id != ref.run_id
+    assert client(root).get_run(ref.run_id).to_dictionary() == before
+    run = client(root).get_run(later.run_id)
+    assert run.info.run_name == "more-steps"
+    assert run.data.metrics == {"val/gain_db/mean": 0.75, "evaluate/gain_db/mean": 5.0}
+    assert history(root, str(later.run_id), "val/gain_db/mean") == [(20, 0.75)]
+    assert run.data.params["lr"] == "1e-05"
+    assert run.data.params["evaluate.steps"] == "20"
+    assert run.data.tags["pretrain_run_id"] == ref.run_id
+    assert run.data.tags["earthprior.fingerprint"] == "fresh"
+    third = evaluate(root, ref, gain=6.0)
+    assert third.run_id not in (ref.run_id, later.run_id)
+
+
+@pytest.mark.parametrize("lost", ["never", "unknown", "deleted"])
+def test_evaluation_without_the_training_run_copies_what_it_knows(root: Path, lost: str) -> None:
+    ref: RunRef | None = None
+    if lost == "unknown":
+        ref = RunRef("http://elsewhere", "earthprior", "0" * 32)
+    elif lost == "deleted":
+        ref = pretrained(root)
+        client(root).delete_run(ref.run_id)
+    run = client(root).get_run(evaluate(root, ref).run_id)
+    assert run.data.metrics == {"val/gain_db/mean": 1.5, "evaluate/gain_db/mean": 2.0}
+    assert run.data.params == {"lr": "0.5", "evaluate.steps": "20"}
+    assert run.data.tags["pretrain_run_id"] == (ref.run_id if ref else "unknown")
+
+
+def test_training_never_changes_an_evaluated_run(root: Path) -> None:
+    ref = pretrained(root)
+    evaluate(root, ref)
+    assert pretrained(root, resume=ref).run_id != ref.run_id
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from earthprior.journal import Journal
+from earthprior.tracking import open_tracker
+root = Path(sys.argv[1])
+tracker = open_tracker(root, "r", {}, {}, Journal(root / "work/metrics.jsonl"), log_system_metrics=False)
+tracker.log({"loss": 1.0}, 1)
+print(tracker.ref.run_id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_script(script: str, root: Path) -> subprocess.Popen[str]:
+    source = str(Path(tracking.__file__).parents[1])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(root)],
+        env=environment | {"PYTHONPATH": source},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_run_is_ended_by_the_next_and_continued_by_its_own(root: Path) -> None:
+    process = run_script(KILLED, root)
+    run_id = process.communicate(timeout=50)[0].strip()
+    assert process.returncode == -signal.SIGKILL
+    assert client(root).get_run(run_id).info.status == "RUNNING"
+    with open_plain(root) as other:
+        assert client(root).get_run(run_id).info.status == "KILLED"
+        # that of a living process is left alone
+        open_plain(root).close()
+        assert client(root).get_run(other.ref.run_id).info.status == "RUNNING"
+    journal = Journal(root / "work/metrics.jsonl")
+    tracker = open_plain(root, journal)
+    assert tracker.ref.run_id == run_id
+    assert client(root).get_run(run_id).info.status == "RUNNING"
+    tracker.log({"loss": 2.0}, 2)
+    tracker.close()
+    assert history(root, run_id, "loss") == [(1, 1.0), (2, 2.0)]
+    assert client(root).get_run(run_id).info.status == "FINISHED"
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from earthprior.tracking import open_tracker
+with open_tracker(Path(sys.argv[1]), "r", {"a": 1}, {}, log_system_metrics=False, wait_seconds=60) as tracker:
+    tracker.log({"loss": 1.0}, 1)
+sys.exit(not tracker.close())
+"""
+
+
+def test_three_processes_may_use_a_new_store_at_once(tmp_path: Path) -> None:
+    processes = [run_script(FIRST, tmp_path) for _ in range(3)]
+    outputs = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert outputs == [("", "")] * 3, "third parties must be quiet"
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 3
+
+
+def test_system_metrics(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with open_plain(root, log_system_metrics=True) as tracker:
+        time.sleep(0.6)
+    metrics = client(root).get_run(tracker.ref.run_id).data.metrics
+    assert "system/cpu_utilization_percentage" in metrics
+    assert evaluate(root, tracker.ref) == tracker.ref
+    copy = client(root).get_run(evaluate(root, tracker.ref).run_id)
+    assert not [name for name in copy.data.metrics if name.startswith("system/")]
+
+
+def test_more_parameters_than_fit_in_one_call(root: Path) -> None:
+    params = {f"section.key_{k}": k for k in range(230)} | {"long": "x" * 7000}
+    tracker = open_plain(root, params=params)
+    assert tracker.close()
+    (run,) = runs(root)
+    assert len(run.data.params) == 231
+
+
+def test_deleted_experiment_is_explained(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    client(root).delete_experiment(client(root).create_experiment("earthprior"))
+    assert not open_plain(root).close()
+    assert "experiment 'earthprior' is deleted" in caplog.text
+
+
+def test_half_upgraded_database_is_explained() -> None:
+    text = reason(RuntimeError("(sqlite3.OperationalError) table _alembic_tmp_metrics already exists"))
+    assert "move mlflow.db away" in text
+
+
+def test_broken_request_is_told_in_short() -> None:
+    text = "API request to http://u:p@h:1/x/api/2.0/mlflow/runs/log-batch failed with exception HTTPConnectionPool(...)"
+    assert reason(RuntimeError(text)) == "no answer from http://***@h:1/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("http://user:pass@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql://u:p%40ss@h/db", "postgresql://***@h/db"),
+        ("mysql://u:p@ss@h/db failed", "mysql://***@h/db failed"),
+        ("https://h/?token=abc&x=1", "https://h/?token=***&x=1"),
+        ("mail a@b.c", "mail a@b.c"),
+        ("sqlite:////home/a/mlflow.db", "sqlite:////home/a/mlflow.db"),
+    ],
+)
+def test_secrets_are_not_printed(text: str, hidden: str) -> None:
+    assert redacted(text) == hidden
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}"])
+def test_run_reference_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    ref = RunRef.read(tmp_path / "run.json")
+    assert ref is None or ref.run_id is None
+    assert RunRef.read(tmp_path / "none.json") is None
+
+
+def test_run_reference_round_trip(tmp_path: Path) -> None:
+    ref = RunRef("sqlite:///mlflow.db", "earthprior", "abc")
+    write_json(tmp_path / "run.json", ref.to_json())
+    assert RunRef.read(tmp_path / "run.json") == ref
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [("1e-4", "0.0001", True), ("true", "true", True), ("a", "b", False), ("1", "2", False), ("a", "1", False)],
+)
+def test_same_param(first: str, second: str, same: bool) -> None:
+    assert mlflow_run.same_param(first, second) is same
