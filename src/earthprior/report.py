@@ -1,0 +1,203 @@
+"""The evaluation as one HTML file: no network, no scripts, pictures inside, every text escaped by the template."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from earthprior.figures.style import DPI
+from earthprior.probe import ProbeResult
+
+
+@dataclass(frozen=True)
+class Number:
+    """A headline number."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file, inlined when the page is rendered."""
+
+    path: Path
+    alt: str
+    caption: str = ""
+
+    @property
+    def base64(self) -> str:
+        """The file's bytes as text."""
+        return base64.b64encode(self.path.read_bytes()).decode()
+
+    @property
+    def width_px(self) -> int:
+        """Width on the page in CSS pixels, 96 to the inch, so that all figures' text has one size."""
+        # The width in a PNG file is the big-endian integer at byte 16.
+        return round(int.from_bytes(self.path.read_bytes()[16:20], "big") * 96 / DPI)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column names; the first column is left-aligned."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, in this order."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page.
+
+    Args:
+        title: What was judged.
+        subtitle: On which chips.
+        verdict: The result in a sentence.
+        below: Whether that result is below the linear filter.
+        numbers: The headline numbers.
+        sections: In reading order.
+        identity: What the run is made of, as (name, value).
+    """
+
+    title: str
+    subtitle: str
+    verdict: str
+    below: bool
+    numbers: Sequence[Number]
+    sections: Sequence[Section]
+    identity: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+
+def render(report: Report) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # StrictUndefined: a field that the template misspells is an error here, not a gap on the page.
+    environment = Environment(loader=PackageLoader("earthprior", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.j2").render(report=report)
+
+
+def verdict(gain_db: Mapping[str, float]) -> str:
+    """The denoising gain in plain words; it says so when the network is worse than the filter.
+
+    Args:
+        gain_db: By level name, and "mean".
+    """
+    mean = gain_db["mean"]
+    levels = {name.removeprefix("rho_"): gain for name, gain in gain_db.items() if name != "mean"}
+    losing = [name for name, gain in levels.items() if gain < 0]
+    share = 1 - 10 ** (-mean / 10)
+    if mean > 0:
+        text = f"The network beats the linear filter by {mean:.2f} dB on average over noise levels"
+        text += f" (a squared error about {share:.1%} smaller)."
+        return text + (f" At rho {', '.join(losing)} it is worse than the filter." if losing else "")
+    text = f"The network does not beat the linear filter: its gain is {mean:.2f} dB on average over noise levels"
+    text += f" (a squared error about {-share:.1%} larger). A filter that no gradient ever touched is better "
+    text += "at every noise level." if len(losing) == len(levels) else f"at rho {', '.join(losing) or 'none'}."
+    return text + " Train longer, or try other settings with dvc exp run."
+
+
+SCORE_NAMES = {
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "mean_iou": "mean IoU",
+}
+
+
+def levels_tables(levels: pd.DataFrame, per_band: Mapping[str, Mapping[str, float]]) -> list[Table]:
+    """The denoising results as tables: per noise level, and per band."""
+    who = ("network", "linear", "mean")
+    columns = [
+        "rho",
+        "t",
+        "gain, dB",
+        *(f"{metric}, {name}" for metric in ("eps-MSE", "PSNR dB", "SSIM") for name in who),
+    ]
+    rows = []
+    for row in levels.to_dict("records"):
+        cells = [f"{row['rho']:g}", f"{row['t']:.0f}", signed(row["gain_db"])]
+        for metric, pattern in (("eps_mse", ".4f"), ("psnr", ".2f"), ("ssim", ".4f")):
+            cells += [number(row[f"{metric}_{name}"], pattern) for name in who]
+        rows.append(cells)
+    bands = [
+        [
+            name,
+            signed(band.get("gain_db")),
+            number(band.get("psnr"), ".2f"),
+            number(band.get("ssim"), ".4f"),
+        ]
+        for name, band in per_band.items()
+    ]
+    return [
+        Table(columns, rows, "Per noise level, averaged over bands and crops"),
+        Table(["band", "gain, dB", "PSNR, dB", "SSIM"], bands, "The network per band, averaged over noise levels"),
+    ]
+
+
+def probe_section(result: ProbeResult, names: Mapping[str, str], usage: str, rho: float) -> Section:
+    """What the probe says, or why there is none."""
+    title = "Are the features worth anything? A linear probe"
+    facts = result.facts
+    skipped = facts.get("chips_without_label", 0)
+    gaps = f" {count(skipped, 'chip')} without a label were skipped." if skipped else ""
+    if not result.scores:
+        return Section(title, [f"No probe: {result.reason}. Its metrics are absent.{gaps}"])
+    kinds = list(next(iter(result.scores.values())))
+    rows = [[names[name], *(number(scores[kind], ".4f") for kind in kinds)] for name, scores in result.scores.items()]
+    text = (
+        f"The same logistic regression on standardized values, for each pixel, fitted on {facts['fit_pixels']:,} "
+        f"pixels of {count(facts['fit_chips'], 'training chip')} and judged on {facts['judged_pixels']:,} pixels of "
+        f"{count(facts['judged_chips'], f'{usage} chip')} ({facts['classes']} classes). Features are taken at rho "
+        f"{rho:g} and frozen.{gaps}"
+    )
+    if "positive_share" in facts:
+        text += f" Guessing scores an average precision of {facts['positive_share']:.3f}, the share of positive pixels."
+    notes = [text, _probe_verdict(result, kinds[0])]
+    if result.unconverged:
+        notes.append(
+            f"Stopped at the iteration limit, so a little low: {', '.join(names[name] for name in result.unconverged)}."
+        )
+    columns = ["representation", *(SCORE_NAMES.get(kind, kind) for kind in kinds)]
+    return Section(title, notes, tables=[Table(columns, rows)])
+
+
+def _probe_verdict(result: ProbeResult, kind: str) -> str:
+    """Whether pretraining helped, in a sentence that the numbers force."""
+    ours = result.scores["network"][kind]
+    better = [name for name in ("untrained", "context") if result.scores[name][kind] >= ours]
+    words = {"untrained": "the untrained network", "context": "raw pixels with local context"}
+    if not better:
+        return "The trained network's features beat the untrained network's and raw pixels with local context."
+    return f"The trained network's features do not beat {' or '.join(words[name] for name in better)}."
+
+
+def count(number_of: int, thing: str) -> str:
+    """A number and its noun: 1 chip, 1,200 chips."""
+    return f"{number_of:,} {thing}{'' if number_of == 1 else 's'}"
+
+
+def number(value: Any, pattern: str) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None or value != value else format(float(value), pattern)
+
+
+def signed(value: Any) -> str:
+    """A gain with its sign."""
+    return number(value, "+.2f")

@@ -1,0 +1,119 @@
+"""report.py: escaped, self-contained, and plain about bad results."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from earthprior import report
+from earthprior.figures import save_png
+from earthprior.probe import ProbeResult
+
+HOSTILE = "<script>alert('x')</script>&\"{{ 7 * 7 }}"
+NAMES = {"network": "trained", "untrained": "untrained", "context": "context", "pixels": "pixels"}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> report.Report:
+    figure = Figure(figsize=(2, 1), dpi=120)
+    save_png(figure, tmp_path / "a.png")
+    section = report.Section(
+        HOSTILE,
+        [HOSTILE],
+        [report.Picture(tmp_path / "a.png", HOSTILE, HOSTILE)],
+        [report.Table(["a", HOSTILE], [["1", HOSTILE]], HOSTILE)],
+    )
+    numbers = [report.Number(HOSTILE, HOSTILE, HOSTILE)]
+    return report.Report(HOSTILE, HOSTILE, HOSTILE, True, numbers, [section], [("Git commit", HOSTILE)])
+
+
+class Tags(HTMLParser):
+    """Collects tags and their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_every_text_is_escaped_and_none_is_a_template(page: report.Report) -> None:
+    html = report.render(page)
+    assert "<script" not in html
+    assert "alert(" in html
+    assert "{{ 7 * 7 }}" in html
+    tags = Tags()
+    tags.feed(html)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags.found}
+
+
+def test_the_page_loads_nothing_from_anywhere(page: report.Report) -> None:
+    tags = Tags()
+    html = report.render(page)
+    tags.feed(html)
+    sources = [value for _, attributes in tags.found for name, value in attributes.items() if name in ("src", "href")]
+    assert len(sources) == 1
+    assert sources[0] is not None
+    assert sources[0].startswith("data:image/png;base64,")
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+def test_pictures_are_as_wide_as_their_inches(page: report.Report) -> None:
+    assert page.sections[0].pictures[0].width_px == 2 * 96
+
+
+def test_a_gain_above_zero_is_praised_with_its_weak_levels() -> None:
+    text = report.verdict({"rho_0.05": -0.01, "rho_1": 0.5, "mean": 0.245})
+    assert "beats the linear filter by 0.24 dB" in text or "by 0.25 dB" in text
+    assert "At rho 0.05 it is worse" in text
+    assert "worse" not in report.verdict({"rho_1": 0.5, "mean": 0.5})
+
+
+def test_a_gain_below_zero_is_said_plainly() -> None:
+    text = report.verdict({"rho_0.05": -3.0, "rho_1": -3.0, "mean": -3.0})
+    assert "does not beat the linear filter" in text
+    assert "-3.00 dB" in text
+    assert "99.5% larger" in text
+    assert "every noise level" in text
+    assert "does not beat" in report.verdict({"rho_1": 0.0, "mean": 0.0})
+
+
+def test_no_probe_says_why_and_shows_no_number() -> None:
+    result = ProbeResult(reason="the catalog has no column 'label'")
+    section = report.probe_section(result, NAMES, "validate", 0.1)
+    assert section.tables == ()
+    assert "the catalog has no column 'label'" in section.paragraphs[0]
+
+
+def scores(network: float, untrained: float, context: float) -> ProbeResult:
+    found = {"network": network, "untrained": untrained, "context": context, "pixels": 0.1}
+    facts = {
+        "fit_pixels": 1000, "fit_chips": 10, "judged_pixels": 500, "judged_chips": 1, "classes": 2,
+        "positive_share": 0.07, "chips_without_label": 3,
+    }  # fmt: skip
+    return ProbeResult(None, {name: {"average_precision": value} for name, value in found.items()}, facts)
+
+
+def test_the_probe_says_who_won_and_how_many_were_skipped() -> None:
+    won = report.probe_section(scores(0.5, 0.3, 0.4), NAMES, "validate", 0.1)
+    assert "beat the untrained" in won.paragraphs[1]
+    assert "3 chips without a label were skipped" in won.paragraphs[0]
+    assert "1 validate chip " in won.paragraphs[0]
+    assert [row[0] for row in won.tables[0].rows] == list(NAMES.values())
+    lost = report.probe_section(scores(0.3, 0.3, 0.4), NAMES, "validate", 0.1)
+    assert "do not beat the untrained network or raw pixels" in lost.paragraphs[1]
+
+
+def test_missing_numbers_are_dashes() -> None:
+    row = {"rho": 0.5, "t": 12, "gain_db": 0.25}
+    for metric in ("eps_mse", "psnr", "ssim"):
+        row |= {f"{metric}_{name}": float("nan") for name in ("network", "linear", "mean")}
+    levels, bands = report.levels_tables(pd.DataFrame([row]), {"red": {"gain_db": -0.5}})
+    assert levels.rows[0] == ["0.5", "12", "+0.25", *["-"] * 9]
+    assert bands.rows[0] == ["red", "-0.50", "-", "-"]
