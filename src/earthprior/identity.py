@@ -41,7 +41,6 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "errors.py",
     "files.py",
     "identity.py",
-    "metrics.py",
     "journal.py",
     "mirror.py",
     "mlflow_run.py",

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from earthprior import metrics as judges
 from earthprior.chips.batch import Batch
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NoiseSchedule, q_sample
 from earthprior.errors import DivergedError, ParamsError
-from earthprior.losses import mean_over_valid
 from earthprior.randomness import torch_generator
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -77,10 +77,8 @@ def fixed_noise(chip: str, rho: float, shape: Sequence[int]) -> Tensor:
 
 
 def mse(x0_hat: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error over valid pixels, normalized units, (B, C)."""
-    per_band = [mean_over_valid((x0_hat - batch.x0)[:, [c]] ** 2, batch.valid) for c in range(x0_hat.shape[1])]
-    empty = ~batch.valid.flatten(1).any(1)
-    return torch.stack(per_band, dim=1).masked_fill(empty[:, None], torch.nan)
+    """Mean squared error over valid pixels, normalized units, (B, C); the error that the gain is made of."""
+    return judges.mse(x0_hat, batch.x0, batch.valid)
 
 
 @torch.no_grad()

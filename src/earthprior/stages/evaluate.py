@@ -1,0 +1,233 @@
+"""The stage `evaluate`: what the pretrained network is worth, in numbers, pictures and one report.
+
+Writes results/evaluate/: metrics.json, levels.csv, figures/*.png and report.html, all at the end and complete. Judged
+are the catalog's test chips where it has any, else the validation chips.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from earthprior import build, identity
+from earthprior.chips.augment import centre_crop
+from earthprior.chips.batch import Batch
+from earthprior.chips.catalog import ChipRow
+from earthprior.chips.normalize import Affine, Normalizer
+from earthprior.chips.selection import Selection, chip_key, grid_batches, read_in_order, select
+from earthprior.errors import EarthPriorError
+from earthprior.evaluation import denoising, pages, probing, provenance, samples
+from earthprior.files import read_json, sha256_file, write_atomic, write_csv, write_json
+from earthprior.metrics import data_ranges
+from earthprior.params import Params, active, evaluation
+from earthprior.report import render
+from earthprior.tasks.diffusion import DiffusionTask
+from earthprior.tracking import Pretraining, RunRef, continue_or_open
+
+MAX_JUDGED_CHIPS = 512
+"""Evenly spread over the split: their pixels tell a gain to a hundredth of a dB, and more would cost hours of SSIM."""
+
+PANEL_CHIPS = 2
+REAL_CHIPS = 64
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The chips that the network is judged on.
+
+    Args:
+        usage: Their split.
+        rows: Those used.
+        available: How many the split has.
+    """
+
+    usage: str
+    rows: list[ChipRow]
+    available: int
+
+
+def run(params: Params, root: Path) -> None:
+    """Evaluate results/pretrain/.
+
+    Args:
+        params: The whole of params.yaml.
+        root: The project's root, holding results/stats/ and results/pretrain/.
+
+    Raises:
+        EarthPriorError: Statistics or weights are missing, or are not those of params.yaml.
+    """
+    torch.set_num_threads(params.threads)
+    stats_path, pretrained = root / "results/stats/stats.json", root / "results/pretrain"
+    if not stats_path.is_file():
+        raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
+    stats = read_json(stats_path)
+    task, trained = build.pretrained_task(pretrained)
+    fingerprint = str(read_json(pretrained / "config.json")["fingerprint"])
+    _check_same_run(params, trained, fingerprint, sha256_file(stats_path))
+    device = build.device(params)
+    task = task.to(device).eval()
+    selection = select(params, root, stats)
+    judged = judged_chips(selection)
+    normalizer = build.normalizer(params, stats)
+
+    table = _denoise(params, task, selection, judged, normalizer, device, stats)
+    levels = denoising.levels_table(table, task.schedule, params.data.bands)
+    result = probing.probe(params, task, selection, judged.rows, normalizer, device)
+    evaluated = pages.Evaluated(
+        params=params,
+        usage=judged.usage,
+        judged=len(judged.rows),
+        available=judged.available,
+        levels=levels,
+        numbers=denoising.summary(levels, params.data.bands),
+        samples=samples.draw(
+            task,
+            _crops(params, selection, judged.rows, REAL_CHIPS, normalizer, device)[0],
+            params.evaluate,
+            params.evaluate.sampling_seed,
+            lambda steps: tqdm(steps, desc="sample", unit="step", file=sys.stderr, disable=None),
+        ),
+        panels=denoising.panels(task, *_crops(params, selection, judged.rows, PANEL_CHIPS, normalizer, device)),
+        probe=result,
+        history=_history(pretrained),
+        identity=provenance.rows(root, params, stats, fingerprint, pretrained),
+    )
+    _write(evaluated, root)
+    _track(evaluated, root, fingerprint, pretrained)
+
+
+def judged_chips(selection: Selection) -> Judged:
+    """The test chips, or the validation chips where the catalog has none; evenly thinned where there are many."""
+    usage, rows = ("test", selection.test) if selection.test else ("validate", selection.validate)
+    return Judged(usage, spread(rows, MAX_JUDGED_CHIPS), len(rows))
+
+
+def spread(rows: Sequence[ChipRow], count: int) -> list[ChipRow]:
+    """At most `count` rows, evenly spread over the list, in its order."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[place] for place in places]
+
+
+def _check_same_run(params: Params, trained: Params, fingerprint: str, stats_sha256: str) -> None:
+    """Refuse weights of other params or other statistics: the numbers would belong to neither."""
+    wanted, have = active(params), active(trained)
+    changed = [f"{key}: {have.get(key)} -> {wanted.get(key)}" for key in wanted if wanted[key] != have.get(key)]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise EarthPriorError(
+            f"results/pretrain/ was trained with other params ({'; '.join(changed[:3])}{more}); run: dvc repro"
+        )
+    if identity.fingerprint(have, stats_sha256) != fingerprint:
+        raise EarthPriorError("results/pretrain/ was trained on other statistics than results/stats/; run: dvc repro")
+
+
+def _denoise(
+    params: Params,
+    task: DiffusionTask,
+    selection: Selection,
+    judged: Judged,
+    normalizer: Normalizer,
+    device: torch.device,
+    stats: Mapping[str, Any],
+) -> pd.DataFrame:
+    """The denoising table of all crops of the judged chips."""
+
+    def crops() -> Iterator[tuple[Batch, list[str]]]:
+        chips = grid_batches(params, selection.folder, judged.rows, normalizer, device)
+        shown = tqdm(
+            chips, total=len(judged.rows), desc="denoise", unit="chip", file=sys.stderr, disable=None, mininterval=1.0
+        )
+        for batch, keys, _ in shown:
+            for start in range(0, len(batch), params.val_batch_size):
+                part = slice(start, start + params.val_batch_size)
+                yield batch[part], keys[part]
+
+    return denoising.judge(task, crops(), params.data.bands, data_ranges(stats))
+
+
+def _crops(
+    params: Params,
+    selection: Selection,
+    rows: Sequence[ChipRow],
+    count: int,
+    normalizer: Normalizer,
+    device: torch.device,
+) -> tuple[Batch, list[str]]:
+    """The middle crops of some of the chips as one batch, with their keys."""
+    chosen = spread(rows, count)
+    crops = [
+        centre_crop(batch, params.data.train_px)
+        for batch, _ in read_in_order(params, selection.folder, chosen, normalizer, device, params.val_batch_size)
+    ]
+    affine = Affine(*(torch.cat([getattr(crop.affine, name) for crop in crops]) for name in ("offset", "scale")))
+    batch = Batch(torch.cat([crop.x0 for crop in crops]), torch.cat([crop.valid for crop in crops]), affine)
+    return batch, [chip_key(row) for row in chosen]
+
+
+def _history(pretrained: Path) -> pd.DataFrame:
+    path = pretrained / "history.csv"
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def _write(evaluated: pages.Evaluated, root: Path) -> None:
+    """All outs, built aside and moved to results/evaluate/ when complete."""
+    building, results = root / "work/evaluate", root / "results/evaluate"
+    shutil.rmtree(building, ignore_errors=True)
+    pictures = pages.draw_figures(evaluated, building / "figures")
+    write_csv(building / "levels.csv", evaluated.levels)
+    write_json(building / "metrics.json", evaluated.metrics())
+    write_atomic(building / "report.html", render(pages.report(evaluated, pictures)))
+    results.mkdir(parents=True, exist_ok=True)
+    for name in ("figures", "levels.csv", "metrics.json", "report.html"):
+        target = results / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(building / name, target)
+    building.rmdir()
+
+
+def _track(evaluated: pages.Evaluated, root: Path, fingerprint: str, pretrained: Path) -> None:
+    """Bring the results to the run's row in MLflow."""
+    history = evaluated.history
+    last = (
+        {}
+        if history.empty
+        else {f"val/{name}": float(history[name].iloc[-1]) for name in map(str, history.columns) if "/" in name}
+    )
+    step = int(history["step"].iloc[-1]) if "step" in history else 0
+    params = evaluated.params
+    tracker = continue_or_open(
+        root,
+        RunRef.read(pretrained / "mlflow_run.json"),
+        None,
+        evaluation(params),
+        identity.identity_tags(root, fingerprint),
+        Pretraining(active(params), last),
+    )
+    with tracker:
+        tracker.log(dict(flat(evaluated.metrics())), step)
+        results = root / "results/evaluate"
+        for name in ("metrics.json", "levels.csv", "report.html"):
+            tracker.log_artifact(results / name, "evaluate")
+        tracker.log_artifact(results / "figures", "evaluate")
+        if (root / "dvc.lock").is_file():
+            tracker.log_artifact(root / "dvc.lock")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a tree under their paths: gain_db/rho_0.5."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", float(value)

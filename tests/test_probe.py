@@ -1,0 +1,177 @@
+"""probe.py and representations.py: the right pixels, the right features, and scores that mean something."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from earthprior import probe
+from earthprior.chips.batch import Batch
+from earthprior.chips.normalize import Affine
+from earthprior.representations import CONTEXT_WINDOWS_PX, FrozenFeatures, assign, at_pixels, raw_context, raw_pixels
+
+SIZE = 24
+
+
+def batch_of(seed: int, count: int = 2, bands: int = 2) -> Batch:
+    x0 = torch.randn(count, bands, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    valid = torch.ones(count, 1, SIZE, SIZE, dtype=torch.bool)
+    return Batch(x0, valid, Affine(torch.full((count, bands, 1, 1), 50.0), torch.full((count, bands, 1, 1), 4.0)))
+
+
+def every_pixel() -> torch.Tensor:
+    return torch.cartesian_prod(torch.arange(SIZE), torch.arange(SIZE))
+
+
+def test_features_at_pixels_are_the_bilinearly_upsampled_pyramid() -> None:
+    pyramid = [torch.randn(3, SIZE, SIZE), torch.randn(5, SIZE // 2, SIZE // 2), torch.randn(2, 3, 3)]
+    whole = torch.cat(
+        [F.interpolate(level[None], size=SIZE, mode="bilinear", align_corners=False)[0] for level in pyramid]
+    )
+    assert torch.allclose(at_pixels(pyramid, every_pixel(), SIZE), whole.flatten(1).T, atol=1e-5)
+
+
+def test_each_pixel_is_read_from_a_crop_that_holds_it_near_the_middle() -> None:
+    points, px = every_pixel(), 8
+    seen = torch.zeros(len(points), dtype=torch.long)
+    for (top, left), served in assign(points, (SIZE, SIZE), px).items():
+        inside = points[served] - torch.tensor([top, left])
+        assert inside.min() >= 0
+        assert inside.max() < px
+        for axis, origin in enumerate((top, left)):
+            rim = torch.minimum(inside[:, axis], px - 1 - inside[:, axis])
+            at_chip_edge = (origin == 0) | (origin == SIZE - px)
+            assert at_chip_edge or rim.min() >= px // 8
+        seen[served] += 1
+    assert (seen == 1).all()
+
+
+def test_frozen_features_of_a_pixelwise_network_do_not_depend_on_the_crops() -> None:
+    batch = batch_of(0)
+    points = [every_pixel(), every_pixel()[::7]]
+    expected = [
+        rows * 2 for rows in raw_pixels(Batch(batch.x0, batch.valid, Affine(batch.x0 * 0, batch.x0 * 0 + 1)), points)
+    ]
+    for crop_px, at_once in ((8, 3), (16, 1), (SIZE, 64)):
+        found = FrozenFeatures(lambda crops: [crops.x0 * 2], crop_px, at_once)(batch, points)
+        for got, want in zip(found, expected, strict=True):
+            assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_raw_pixels_are_physical() -> None:
+    batch = batch_of(1)
+    (rows, _) = raw_pixels(batch, [torch.tensor([[3, 5]]), torch.tensor([[0, 0]])])
+    assert torch.allclose(rows, batch.x0[0, :, 3, 5][None] * 4 + 50)
+
+
+def test_context_is_mean_and_std_of_valid_pixels_in_the_window() -> None:
+    batch = batch_of(2)
+    batch.valid[:, :, 9:11, 4:9] = False
+    y, x = 11, 6
+    (rows, _) = raw_context(batch, [torch.tensor([[y, x]]), torch.tensor([[0, 0]])])
+    physical = (batch.x0[0] * 4 + 50).numpy()
+    expected = [physical[:, y, x]]
+    for window in CONTEXT_WINDOWS_PX:
+        half = window // 2
+        area = (slice(max(0, y - half), y + half + 1), slice(max(0, x - half), x + half + 1))
+        inside = physical[(slice(None), *area)][:, batch.valid[0, 0].numpy()[area]]
+        expected += [inside.mean(1), inside.std(1)]
+    assert np.allclose(rows[0], np.concatenate(expected), rtol=1e-3)
+
+
+def test_context_ignores_what_lies_under_nodata() -> None:
+    batch = batch_of(3)
+    batch.valid[:, :, 10, 10] = False
+    before = raw_context(batch, [torch.tensor([[11, 11]])] * 2)
+    batch.x0[:, :, 10, 10] = 1e3
+    after = raw_context(batch, [torch.tensor([[11, 11]])] * 2)
+    assert torch.allclose(before[0], after[0])
+
+
+def test_points_are_labelled_valid_and_a_function_of_the_path() -> None:
+    label = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 3
+    valid = np.ones((SIZE, SIZE), bool)
+    valid[:12] = False
+    points = probe.sample_points("a.tif", label, valid, [1, 2], 50)
+    assert len(points) == 50
+    assert len(np.unique(points, axis=0)) == 50
+    assert points[:, 0].min() >= 12
+    assert 0 not in label[points[:, 0], points[:, 1]]
+    assert np.array_equal(points, probe.sample_points("a.tif", label, valid, [1, 2], 50))
+    assert not np.array_equal(points, probe.sample_points("b.tif", label, valid, [1, 2], 50))
+
+
+@pytest.mark.parametrize(
+    ("values", "nodata", "classes"),
+    [
+        ([0, 1], None, [0, 1]),
+        ([0, 1], 0, [0, 1]),
+        ([0, 1, 2], 0, [1, 2]),
+        ([0, 1, 2], None, [0, 1, 2]),
+        ([0, 1, 255], 255, [0, 1]),
+        ([4], None, []),
+        ([0.5, 1.0], None, []),
+        (list(range(200)), None, []),
+    ],
+)
+def test_classes(values: list[float], nodata: float | None, classes: list[int]) -> None:
+    found, reason = probe.choose_classes([np.array([values])], nodata)
+    assert found == classes
+    assert (reason is None) == bool(classes)
+
+
+def labelled(seeds: range, classes: int) -> list[tuple[Batch, list[str], list[np.ndarray]]]:
+    """Labels that follow the first band alone."""
+    batches = []
+    for seed in seeds:
+        batch = batch_of(seed)
+        edges = torch.linspace(-0.5, 0.5, classes - 1)
+        labels = [torch.bucketize(chip, edges).numpy() for chip in batch.x0[:, 0]]
+        batches.append((batch, [f"{seed}_0", f"{seed}_1"], labels))
+    return batches
+
+
+def noise(batch: Batch, points: list[torch.Tensor]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(int(batch.x0.abs().sum()))
+    return [torch.randn(len(at), 2, generator=generator) for at in points]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_probe_rewards_the_representation_that_knows(classes: int) -> None:
+    representations = {"pixels": raw_pixels, "noise": noise}
+    wanted = list(range(classes))
+    fit = probe.collect(labelled(range(3), classes), representations, wanted, 100)
+    judged = probe.collect(labelled(range(10, 12), classes), representations, wanted, 100)
+    result = probe.judge(fit, judged, {"chips_without_label": 1})
+    assert result.reason is None
+    assert result.unconverged == ()
+    assert result.facts["fit_pixels"] == 600
+    assert result.facts["judged_chips"] == 4
+    assert result.scores["pixels"]["average_precision"] > 0.75
+    assert result.scores["noise"]["average_precision"] < result.scores["pixels"]["average_precision"] - 0.2
+    assert set(result.scores["pixels"]) == (
+        {"average_precision"} if classes == 2 else {"average_precision", "accuracy", "mean_iou"}
+    )
+    if classes == 3:
+        assert result.scores["pixels"]["accuracy"] > result.scores["noise"]["accuracy"] + 0.2
+        assert result.scores["pixels"]["mean_iou"] > result.scores["noise"]["mean_iou"] + 0.2
+
+
+def test_scores_against_a_hand_computed_confusion() -> None:
+    truth = np.array([0, 0, 1, 1, 2, 2])
+    guess = np.array([0, 1, 1, 1, 2, 0])
+    scores = probe._score(np.eye(3)[guess], np.array([0, 1, 2]), truth)
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["mean_iou"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
+
+
+def test_one_class_among_the_judged_pixels_is_no_score() -> None:
+    fit = probe.collect(labelled(range(2), 2), {"pixels": raw_pixels}, [0, 1], 50)
+    judged = probe.collect(labelled(range(2, 3), 2), {"pixels": raw_pixels}, [1], 50)
+    result = probe.judge(fit, judged, {})
+    assert result.scores == {}
+    assert result.reason is not None
+    empty = probe.collect([], {"pixels": raw_pixels}, [0, 1], 50)
+    assert probe.judge(empty, judged, {}).scores == {}
