@@ -1,0 +1,110 @@
+"""One process or many: the few calls that differ, so that the loop reads the same under torchrun."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from earthprior.errors import EarthPriorError, Interrupted
+
+PATIENCE = timedelta(hours=4)
+"""How long processes wait while the first one judges all validation chips; dead ones are torchrun's to notice."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes; rank 0 validates, writes and logs."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network with its gradients averaged over processes."""
+        if self.size == 1:
+            return network
+        return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def largest(self, value: int, device: torch.device) -> int:
+        """The largest of the processes' values, known to all: how they agree to stop at the same step."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, device=device)
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return int(tensor)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network itself, without the wrapper that averages gradients."""
+    inner: nn.Module = network.module if isinstance(network, DistributedDataParallel) else network
+    return inner
+
+
+@contextmanager
+def world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """The processes that torchrun started, or just this one; and the device of this process.
+
+    They leave together, also when asked to stop: torchrun ends all when one has left with an exit code other than 0,
+    and the first may still be saving.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        try:
+            yield World(distributed.get_rank(), size), device
+        except Interrupted:
+            distributed.barrier()
+            raise
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def only_writer(folder: Path, place: World) -> Iterator[None]:
+    """Hold the run's folder; a second process on the same run is refused at once, naming the first.
+
+    Raises:
+        EarthPriorError: Another process holds it.
+    """
+    if not place.is_first:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "owner"
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text() if owner.is_file() else "another process"
+        raise EarthPriorError(f"{who} is training this very run in {folder}; wait for it, or stop it first") from None
+    try:
+        owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,65 @@
+"""Being asked to stop: by a signal, or by the death of the process that started us."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Ctrl-C under torchrun reaches a process twice, from the terminal and from torchrun: that is one request.
+ONE_REQUEST_SECONDS = 1.0
+
+# Who starts us and may die without telling; a shell may, too, but then (nohup) the run is meant to go on.
+STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
+
+
+class StopRequest:
+    """Asked at every step; `signal_number` is None until somebody wants the run to stop."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._asked_at = 0.0
+        self._parent = os.getppid() if any(name in os.environ for name in STARTERS) else None
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal received, or SIGTERM when dvc or torchrun has died and left this process an orphan."""
+        if self._signal is None and self._parent is not None and os.getppid() != self._parent:
+            self._signal = signal.SIGTERM
+        return self._signal
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: the first request is noted, a second one ends the process at once."""
+        if self._asked_at and time.monotonic() - self._asked_at > ONE_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._asked_at = self._asked_at or time.monotonic()
+        self._signal = self._signal or number
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listen for SIGINT and SIGTERM inside the block."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def continue_command(processes: int) -> str:
+    """What to type to go on, as this process was started."""
+    if "DVC_EXP_NAME" in os.environ:
+        return "the same dvc exp run"
+    if "DVC_STAGE" in os.environ:
+        return "dvc repro"
+    program = "python" if processes == 1 else f"torchrun --nproc-per-node={processes}"
+    arguments = sys.argv[1:] if "pretrain" in sys.argv else ["pretrain"]
+    return f"{program} -m earthprior {shlex.join(arguments)}"

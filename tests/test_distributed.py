@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from earthprior import build, identity
+from earthprior.chips.augment import augment
+from earthprior.chips.batch import prepare
+from earthprior.chips.catalog import load_catalog
+from earthprior.chips.read import ChipSpec, read_chip
+from earthprior.files import read_json, sha256_file, write_json
+from earthprior.params import Params, active
+from earthprior.randomness import seed_of, torch_generator
+from earthprior.stages import pretrain
+from earthprior.training.distributed import World, world
+from earthprior.training.loop import Trainer
+from support import stats_of
+from tiny_training import CPU, TINY, bits
+
+SECONDS = 60
+# The stage as torchrun starts it; each process leaves the state that it ended with.
+WORKER = """
+import os, sys
+sys.modules["mlflow"] = None
+import torch
+from earthprior.training.loop import Trainer
+
+run = Trainer.run
+def leaving_its_state(self, *arguments):
+    outcome = run(self, *arguments)
+    torch.save(self.state(), f"rank{self.world.rank}.pt")
+    return outcome
+Trainer.run = leaving_its_state
+
+# The first process takes its time to end, as with a distant MLflow; torchrun must not end it before.
+if "SLOWLY" in os.environ:
+    import time
+    from earthprior.tracking import Tracker
+    from earthprior.training import stop
+    stop.ONE_REQUEST_SECONDS = 0.1
+    close = Tracker.close
+    Tracker.close = lambda self, *status: (time.sleep(4), close(self, *status))[1]
+with open(f"rank{os.environ['RANK']}.pid", "w") as file:
+    file.write(str(os.getpid()))
+
+from earthprior.cli import main
+sys.argv = ["earthprior", "pretrain"]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    make_chips(root / "data", n=12, size=32)
+    return root
+
+
+@pytest.fixture
+def params(make_params: Callable[..., Params]) -> Params:
+    small = {"epochs": 2, "threads": 1, "operation.checkpoint_every_seconds": 0, "unet_film.dropout_rate": 0.2}
+    return make_params({**TINY, **small})
+
+
+def project(made: Path, params: Params, root: Path) -> Path:
+    """A root with chips, statistics, params and the worker's program."""
+    shutil.copytree(made, root, dirs_exist_ok=True)
+    catalog = load_catalog(params.data, root)
+    spec = ChipSpec.from_params(params.data)
+    chips = [read_chip(catalog.dir, row, spec)[0].astype("float32") for row in catalog.split("train")]
+    stats = stats_of(torch.stack([torch.from_numpy(chip) for chip in chips]), params.data.bands)
+    known = {"data": {"catalog_sha256": sha256_file(catalog.path)}, "chips": {"skipped_lines": []}}
+    write_json(root / "results/stats/stats.json", stats | known)
+    write_json(root / "params.yaml", params.model_dump(mode="json"))
+    (root / "worker.py").write_text(WORKER)
+    return root
+
+
+def torchrun(root: Path, **more: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = {**os.environ, "PYTHONPATH": path, "TORCH_GLOO_LAZY_INIT": "1", "OMP_NUM_THREADS": "1", **more}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "worker.py"]
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """What the processes said; all of them are gone afterwards."""
+    try:
+        return process.communicate(timeout=SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(process.communicate()[0]) from None
+
+
+def one_process_playing_two(params: Params, root: Path) -> Trainer:
+    """The same training in one process, which adds up the halves of every gradient itself."""
+    session = pretrain._Session(params, root, read_json(root / "results/stats/stats.json"), "f", root, CPU, World())
+    task = build.task(params, session._linear())
+    chips = pretrain.TrainingChips(len(session.selection.train), session._read, session.normalizer)
+    trainer = Trainer(params, task, chips, validation=None, device=CPU, world=World())  # type: ignore[arg-type]
+    orders = []
+    for rank in range(2):
+        trainer.world = World(rank, 2)
+        orders.append(list(trainer._order()))
+    trainer.task.train()
+    for step in range(trainer.total_steps):
+        trainer.optimizer.zero_grad()
+        for rank in range(2):
+            address = (params.seed, "step", step, rank)
+            generator = torch_generator(*address)
+            (raw,) = session._read([orders[rank][step]])
+            batch = augment(prepare(raw, session.normalizer, CPU), params.augmentation, params.data.crop_px, generator)
+            torch.manual_seed(seed_of(*address, "dropout"))
+            (trainer.task.loss(batch, generator).total / 2).backward()
+        nn.utils.clip_grad_norm_(trainer.task.network.parameters(), params.grad_clip or torch.inf)
+        trainer.optimizer.step()
+        trainer.lr_schedule.step()
+        trainer.average.update_parameters(trainer.task.network)
+    return trainer
+
+
+def test_two_processes_train_one_network_as_one_process_would(made: Path, params: Params, tmp_path: Path) -> None:
+    root = project(made, params, tmp_path)
+    process = torchrun(root)
+    alone = one_process_playing_two(params, tmp_path)
+    said = end(process)
+    assert process.returncode == 0, said
+    assert "(2 processes, 1 threads)" in said
+    assert said.count("pretrain ") == 1, "only the first process speaks"
+
+    first, second = (torch.load(root / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for part in ("network", "average", "optimizer", "lr_schedule"):
+        assert bits(first[part]) == bits(second[part]), part
+    for name, value in alone.task.network.state_dict().items():
+        torch.testing.assert_close(first["network"][name], value, rtol=1e-3, atol=1e-5)
+    for name, value in alone.average.state_dict().items():
+        torch.testing.assert_close(first["average"][name], value, rtol=1e-3, atol=1e-5)
+
+    assert sorted(path.name for path in (root / "results/pretrain").iterdir()) == [
+        "config.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors",
+    ]  # fmt: skip
+    trained, _ = build.pretrained_task(root / "results/pretrain")
+    assert bits(trained.network.state_dict()) == bits(first["best"])
+
+
+def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params: Params, tmp_path: Path) -> None:
+    longer = params.model_copy(update={"epochs": 60})
+    root = project(made, longer, tmp_path)
+    fingerprint = identity.fingerprint(active(longer), sha256_file(root / "results/stats/stats.json"))
+    folder = root / "work/pretrain" / fingerprint
+    process = torchrun(root, SLOWLY="yes")
+    deadline = time.monotonic() + SECONDS
+    while not list(folder.glob("ckpt-*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for rank in range(2):
+        os.kill(int((root / f"rank{rank}.pid").read_text()), signal.SIGTERM)
+    said = end(process)
+    saved = max(int(path.stem[5:]) for path in folder.glob("ckpt-*.json"))
+    assert f"saved step {saved} of 240; continue with: torchrun --nproc-per-node=2 -m earthprior pretrain" in said, said
+
+
+def test_alone_nothing_is_wrapped_and_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    network = nn.Linear(2, 2)
+    with world(CPU) as (place, device):
+        assert (place, device) == (World(0, 1), CPU)
+        assert place.is_first
+        assert place.wrap(network, device) is network
+        assert place.largest(15, device) == 15
+        place.wait()
+    assert not torch.distributed.is_initialized()

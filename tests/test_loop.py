@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import errno
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from earthprior.chips.batch import Batch
+from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.params import Params
+from earthprior.tasks.diffusion import DiffusionTask
+from earthprior.tasks.task import Loss
+from earthprior.training.checkpoint import CheckpointStore
+from earthprior.training.distributed import World
+from earthprior.training.loop import evaluating
+from tiny_training import TINY, Log, StopAt, Tiny, bits, final_bits, resumed, train
+
+STEPS = 12
+MakeTiny = Callable[..., Tiny]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
+    root = tmp_path_factory.mktemp("chips")
+    make_chips(root / "data", n=12, size=32)
+    return root
+
+
+@pytest.fixture
+def make_tiny(root: Path, make_params: Callable[..., Params]) -> MakeTiny:
+    def make(**overrides: Any) -> Tiny:
+        return Tiny(root, make_params({**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}))
+
+    return make
+
+
+@pytest.fixture
+def tiny(make_tiny: MakeTiny) -> Tiny:
+    return make_tiny()
+
+
+def test_every_chip_is_visited_as_often_as_asked_in_every_epoch(make_tiny: MakeTiny) -> None:
+    trainer = make_tiny(data__crops_per_chip=3, batch_size=6).trainer()
+    assert (trainer.steps_per_epoch, trainer.total_steps) == (4, STEPS)
+    batches = list(trainer._order())
+    assert len(batches) == STEPS
+    assert {len(batch) for batch in batches} == {6}
+    epochs = [sum(batches[first : first + 4], []) for first in range(0, STEPS, 4)]  # noqa: RUF017
+    assert all(Counter(epoch) == dict.fromkeys(range(8), 3) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_what_does_not_fill_a_batch_is_left_out(make_tiny: MakeTiny) -> None:
+    trainer = make_tiny(data__crops_per_chip=2, batch_size=5).trainer()
+    assert trainer.steps_per_epoch == 3
+    visits = Counter(index for batch in list(trainer._order())[:3] for index in batch)
+    assert sum(visits.values()) == 15
+    assert max(visits.values()) == 2
+
+
+def test_the_order_depends_on_the_seed_and_is_the_same_from_any_step_on(make_tiny: MakeTiny) -> None:
+    trainer = make_tiny().trainer()
+    whole = list(trainer._order())
+    for step in range(STEPS):
+        trainer.step = step
+        assert list(trainer._order()) == whole[step:]
+    assert list(make_tiny(seed=1).trainer()._order()) != whole
+
+
+def test_processes_share_out_what_one_would_read(tiny: Tiny) -> None:
+    trainer = tiny.trainer()
+    whole = list(trainer._order())
+    parts = []
+    for rank in range(2):
+        trainer.world = World(rank, 2)
+        parts.append(list(trainer._order()))
+    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "film": {},
+    "dropout": {"unet_film__dropout_rate": 0.3},
+    "batch_norm": {"network": "unet_att_d", "unet_att_d__dropout_rate": 0.2},
+    "uniform_v": {
+        "objective": "v", "diffusion__precondition": "none", "diffusion__timestep_sampling": "uniform",
+        "diffusion__weighting": "uniform", "lr_schedule": "cosinewarm", "cosinewarm__t_0": 1, "grad_clip": None,
+    },
+    "bfloat16": {"precision": "bfloat16"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_after_every_step_ends_with_the_same_bits(
+    make_tiny: MakeTiny, variant: str, tmp_path: Path
+) -> None:
+    tiny = make_tiny(epochs=2, **VARIANTS[variant])
+    trainer = tiny.trainer()
+    log = Log()
+    expected = final_bits(trainer, train(trainer, tmp_path / "whole", log))
+
+    parts = Log()
+    trainer = tiny.trainer()
+    for step in range(1, trainer.total_steps):
+        with pytest.raises(Interrupted, match=rf"saved step {step} of 8") as stopped:
+            train(trainer, tmp_path / "parts", parts, StopAt(trainer, step))
+        assert stopped.value.exit_code == 143
+        # Whatever a process leaves in torch's global generator must not matter to the next one.
+        torch.manual_seed(step)
+        trainer = resumed(tiny, tmp_path / "parts")
+        assert trainer.step == step
+    assert final_bits(trainer, train(trainer, tmp_path / "parts", parts)) == expected
+    assert timeless(parts) == timeless(log), "every point is reported once, with the same value"
+
+
+def timeless(log: Log) -> list[Any]:
+    """The points, without what depends on the machine's speed."""
+    return [(s, e, {k: v for k, v in metrics.items() if not k.startswith("time/")}) for s, e, metrics in log.points]
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_a_run_stopped_once_ends_with_the_same_bits(tiny: Tiny, step: int, tmp_path: Path, whole_run: Any) -> None:
+    trainer = tiny.trainer()
+    with pytest.raises(Interrupted):
+        train(trainer, tmp_path, stop=StopAt(trainer, step))
+    trainer = resumed(tiny, tmp_path)
+    assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
+
+
+@pytest.fixture(scope="module")
+def whole_run_cache() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def whole_run(tiny: Tiny, tmp_path: Path, whole_run_cache: dict[str, Any]) -> Any:
+    """The bits of the run that nobody disturbed."""
+    if not whole_run_cache:
+        trainer = tiny.trainer()
+        whole_run_cache["bits"] = final_bits(trainer, train(trainer, tmp_path / "whole"))
+    return whole_run_cache["bits"]
+
+
+def test_a_kill_loses_only_what_came_after_the_last_checkpoint(
+    make_tiny: MakeTiny, tiny: Tiny, tmp_path: Path, whole_run: Any
+) -> None:
+    trainer = make_tiny(operation__checkpoint_every_seconds=0).trainer()
+
+    def killed_later(batch: Batch, generator: torch.Generator) -> Loss:
+        if trainer.step == 7:
+            raise SystemExit
+        return DiffusionTask.loss(trainer.task, batch, generator)
+
+    trainer.task.loss = killed_later  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        train(trainer, tmp_path)
+    assert CheckpointStore(tmp_path, "f" * 12, {}).steps() == [6, 7]
+    trainer = resumed(tiny, tmp_path)
+    assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
+
+
+def test_the_number_of_readers_changes_nothing(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    found = []
+    for readers in (1, 4):
+        trainer = make_tiny(operation__readers=readers).trainer()
+        found.append(final_bits(trainer, train(trainer, tmp_path / str(readers))))
+    assert found[0] == found[1]
+
+
+def test_the_seed_changes_everything(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 1):
+        tiny = make_tiny(seed=seed, epochs=2)
+        found.append(train(tiny.trainer(), tmp_path / str(seed)).last)
+    assert bits(found[0]) != bits(found[1])
+
+
+def test_the_state_loads_without_pickles_and_holds_no_generator(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = tiny.trainer()
+    with pytest.raises(Interrupted):
+        train(trainer, tmp_path, stop=StopAt(trainer, 5))
+    state = torch.load(tmp_path / "ckpt-00000005.pt", weights_only=True)
+    assert set(state) == {
+        "step", "network", "average", "optimizer", "lr_schedule", "task", "history", "best", "best_gain", "best_epoch",
+        "epoch_loss",
+    }  # fmt: skip
+
+
+def test_training_lowers_the_loss(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    plain = {
+        "diffusion__precondition": "none",
+        "diffusion__weighting": "uniform",
+        "diffusion__noise_schedule": "cosine",
+    }
+    outcome = train(make_tiny(epochs=6, diffusion__timestep_sampling="uniform", **plain).trainer(), tmp_path)
+    assert outcome.history[-1]["train_loss"] < 0.7 * outcome.history[0]["train_loss"]
+    assert outcome.history[-1]["loss"] < 0.7 * outcome.history[0]["loss"]
+    assert outcome.best_epoch > 1
+
+
+def test_history_and_log_tell_of_every_epoch(tiny: Tiny, tmp_path: Path) -> None:
+    log = Log()
+    outcome = train(tiny.trainer(), tmp_path, log)
+    assert [(row["epoch"], row["step"]) for row in outcome.history] == [(1, 4), (2, 8), (3, 12)]
+    steps = {step: metrics for step, _, metrics in log.points if "train/loss" in metrics}
+    assert sorted(steps) == [2, 4, 6, 8, 10, 12], "every operation.log_every_steps"
+    assert set(steps[2]) == {"train/loss", "train/lr", "train/grad_norm", "time/chips_per_second"}
+    epochs = {step: (epoch, metrics) for step, epoch, metrics in log.points if "val/loss" in metrics}
+    for row in outcome.history:
+        epoch, metrics = epochs[int(row["step"])]
+        assert epoch == row["epoch"]
+        assert metrics["val/gain_db/mean"] == row["gain_db/mean"]
+        assert metrics["train/loss_epoch"] == row["train_loss"]
+    assert steps[2]["train/lr"] == pytest.approx(0.01 * 2 / 5), "the lr that step 2 was made with"
+
+
+def test_the_epochs_training_loss_is_the_mean_over_its_steps(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    log = Log()
+    outcome = train(make_tiny(operation__log_every_steps=1).trainer(), tmp_path, log)
+    losses = [metrics["train/loss"] for _, _, metrics in log.points if "train/loss" in metrics]
+    for epoch, row in enumerate(outcome.history):
+        assert row["train_loss"] == pytest.approx(sum(losses[4 * epoch : 4 * epoch + 4]) / 4)
+
+
+class Judge:
+    """Gives the epochs the gains it was told to, and keeps the weights it was shown."""
+
+    def __init__(self, *gains: float) -> None:
+        self._gains = list(gains)
+        self.shown: list[dict[str, Tensor]] = []
+
+    def judge(self, task: DiffusionTask) -> dict[str, float]:
+        assert not task.network.training
+        self.shown.append({name: value.clone() for name, value in task.network.state_dict().items()})
+        return {"loss": 1.0, "gain_db/mean": self._gains[len(self.shown) - 1]}
+
+
+@pytest.mark.parametrize(("gains", "best"), [((0.1, 0.5, 0.3), 2), ((-3.0, -2.0, -1.0), 3), ((0.2, 0.2, 0.1), 1)])
+def test_the_best_weights_are_the_averaged_ones_of_the_epoch_with_the_highest_gain(
+    tiny: Tiny, gains: tuple[float, ...], best: int, tmp_path: Path
+) -> None:
+    trainer = tiny.trainer()
+    trainer.validation = judge = Judge(*gains)  # type: ignore[assignment]
+    outcome = train(trainer, tmp_path)
+    assert outcome.best_epoch == best
+    assert bits(outcome.best) == bits(judge.shown[best - 1])
+    assert bits(outcome.last) == bits(judge.shown[-1])
+    assert bits(outcome.last) != bits(trainer.task.network.state_dict()), "averaged, not the newest"
+
+
+def test_judging_uses_the_average_and_gives_the_network_back(tiny: Tiny) -> None:
+    trainer = tiny.trainer()
+    own = trainer.task.network
+    with evaluating(trainer.task, trainer.average.module):
+        assert trainer.task.network is trainer.average.module
+        assert not any(module.training for module in trainer.task.modules())
+    assert trainer.task.network is own
+
+
+def poison_loss(loss: Loss, network: nn.Module) -> Loss:
+    per_chip = loss.per_chip.clone()
+    per_chip[2] = torch.nan
+    return replace(loss, total=loss.total * torch.nan, per_chip=per_chip)
+
+
+def poison_gradient(loss: Loss, network: nn.Module) -> Loss:
+    """The loss stays finite; its gradient, of sqrt at 0, does not."""
+    weight = next(network.parameters())
+    per_chip = loss.per_chip.clone()
+    per_chip[2] = 1e6
+    return replace(loss, total=loss.total + (0 * weight.sum()).sqrt(), per_chip=per_chip)
+
+
+@pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
+def test_divergence_names_the_chip_and_poisons_nothing(make_tiny: MakeTiny, poison: Any, tmp_path: Path) -> None:
+    tiny = make_tiny(operation__checkpoint_every_seconds=0)
+    trainer = tiny.trainer()
+    chip = tiny.selection.train[list(trainer._order())[6][2]]
+
+    def diverging(batch: Batch, generator: torch.Generator) -> Loss:
+        loss = DiffusionTask.loss(trainer.task, batch, generator)
+        return poison(loss, trainer.task.network) if trainer.step == 6 else loss
+
+    trainer.task.loss = diverging  # type: ignore[method-assign]
+    with pytest.raises(DivergedError) as caught:
+        train(trainer, tmp_path)
+    assert caught.value.exit_code == 3
+    for part in (f"{chip.images[0]} (catalog line {chip.line})", "at step 7", "lr 0.00", "at timestep "):
+        assert part in str(caught.value)
+    latest = CheckpointStore(tmp_path, "f" * 12, {}).load_latest()
+    assert latest is not None
+    assert latest[0] == 6
+    tensors = [*latest[1]["network"].values(), *latest[1]["average"].values()]
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    # And not in memory either: a stage that goes on with the trainer finds step 6.
+    assert all(parameter.isfinite().all() for parameter in trainer.task.network.parameters())
+
+
+def full(path: Path, content: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_does_not_stop_training(
+    make_tiny: MakeTiny,
+    tmp_path: Path,
+    whole_run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny = make_tiny(operation__checkpoint_every_seconds=0)
+    monkeypatch.setattr("earthprior.training.checkpoint.write_atomic", full)
+    trainer = tiny.trainer()
+    assert final_bits(trainer, train(trainer, tmp_path / "full", speak=True)) == whole_run
+    assert "warning: checkpoint of step 1 not written (No space left on device)" in capsys.readouterr().err
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_a_full_disk_when_asked_to_stop_is_not_called_saved(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("earthprior.training.checkpoint.write_atomic", full)
+    trainer = tiny.trainer()
+    with pytest.raises(StorageError, match="step 5 not written") as caught:
+        train(trainer, tmp_path, stop=StopAt(trainer, 5))
+    assert caught.value.exit_code == 4
+
+
+def test_a_request_at_the_last_step_is_too_late(tiny: Tiny, tmp_path: Path, whole_run: Any) -> None:
+    trainer = tiny.trainer()
+    assert final_bits(trainer, train(trainer, tmp_path, stop=StopAt(trainer, STEPS))) == whole_run
+
+
+def test_checkpoints_are_as_far_apart_as_asked(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny.trainer(), tmp_path)
+    assert not list(tmp_path.glob("ckpt-*"))
+
+
+def test_bfloat16_computes_otherwise_and_still_keeps_float32_weights(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    runs = [train(make_tiny(precision=name).trainer(), tmp_path / name) for name in ("float32", "bfloat16")]
+    assert bits(runs[0].last) != bits(runs[1].last)
+    assert {value.dtype for value in runs[1].last.values()} == {torch.float32}
+    assert all(math.isfinite(value) for row in runs[1].history for value in row.values())
+    # The linear filter is not computed in bfloat16, so the gains stay comparable.
+    assert runs[1].history[0]["gain_db/mean"] == pytest.approx(runs[0].history[0]["gain_db/mean"], abs=0.1)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    trainer = make_tiny(grad_clip=1e-3).trainer()
+    log = Log()
+    norms = []
+
+    def watching(*_: Any) -> None:
+        gradients = [parameter.grad.norm() for parameter in trainer.task.network.parameters()]
+        norms.append(float(torch.stack(gradients).norm()))
+
+    trainer.optimizer.register_step_pre_hook(watching)
+    train(trainer, tmp_path, log)
+    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
+    assert max(m["train/grad_norm"] for _, _, m in log.points if "train/grad_norm" in m) > 1e-2, "before clipping"
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_words(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    trainer = make_tiny().trainer()
+    with pytest.raises(Interrupted):
+        train(trainer, tmp_path, stop=StopAt(trainer, 2))
+    with pytest.raises(EarthPriorError, match="does not fit the network"):
+        resumed(make_tiny(unet_film__channels=[8, 24]), tmp_path)
+
+
+def test_nothing_is_read_ahead_after_the_end(tiny: Tiny, tmp_path: Path) -> None:
+    """The threads that read chips are gone when training is over, however it ended."""
+    before = threading.active_count()
+    trainer = tiny.trainer()
+    with pytest.raises(Interrupted):
+        train(trainer, tmp_path, stop=StopAt(trainer, 3))
+    assert threading.active_count() == before

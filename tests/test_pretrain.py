@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from earthprior import build, identity, tracking
+from earthprior.diffusion.gain import RHOS
+from earthprior.errors import DataError, EarthPriorError, Interrupted, ParamsError, StorageError
+from earthprior.files import read_json, sha256_file, write_json
+from earthprior.identity import CodeHash
+from earthprior.mirror import Delivery
+from earthprior.params import Params, active, load
+from earthprior.stages import pretrain, stats
+from earthprior.training.distributed import World
+from tiny_training import TINY
+
+OUTS = ["config.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors"]
+EPOCHS, STEPS = 5, 20
+MakeProject = Callable[..., tuple[Path, Params]]
+
+
+@pytest.fixture(autouse=True)
+def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracking has its own tests; opening a store costs seconds."""
+    monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    for name in ("DVC_STAGE", "DVC_EXP_NAME", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
+    """A root with chips; the first test that needs statistics leaves them there."""
+    root = tmp_path_factory.mktemp("measured")
+    make_chips(root / "data", n=12, size=32)
+    return root
+
+
+@pytest.fixture
+def project(measured: Path, make_params: Callable[..., Params], tmp_path: Path) -> MakeProject:
+    """Makes a root after the stage stats, with its params."""
+
+    def make(root: Path = tmp_path / "project", **overrides: Any) -> tuple[Path, Params]:
+        params = make_params(
+            {**TINY, "epochs": EPOCHS, "threads": 1, "operation.checkpoint_every_seconds": 0}
+            | {key.replace("__", "."): value for key, value in overrides.items()}
+        )
+        if not (measured / "results").exists():
+            stats.run(params, measured)
+        shutil.copytree(measured, root)
+        write_json(root / "params.yaml", params.model_dump(mode="json"))  # JSON is YAML
+        return root, load(root / "params.yaml")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_cache() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(
+    project: MakeProject, uninterrupted_cache: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The root of a run that nobody disturbed."""
+    if not uninterrupted_cache:
+        root, params = project(tmp_path_factory.mktemp("uninterrupted") / "project")
+        pretrain.run(params, root)
+        uninterrupted_cache["root"] = root
+    return uninterrupted_cache["root"]
+
+
+def work_folder(root: Path, params: Params) -> Path:
+    fingerprint = identity.fingerprint(active(params), sha256_file(root / "results/stats/stats.json"))
+    return root / "work/pretrain" / fingerprint
+
+
+def results(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / "results/pretrain").iterdir())}
+
+
+def asked_after(steps: int, number: int = signal.SIGTERM) -> Any:
+    """Stands for `stop_requests`: asked to stop at that step."""
+
+    @contextmanager
+    def requests() -> Iterator[Any]:
+        seen = iter([None] * (steps - 1))
+
+        class Request:
+            @property
+            def signal_number(self) -> int | None:
+                return next(seen, number)
+
+        yield Request()
+
+    return requests
+
+
+def test_the_outs_are_written_and_the_work_folder_is_gone(uninterrupted: Path) -> None:
+    assert sorted(results(uninterrupted)) == OUTS
+    assert list((uninterrupted / "work/pretrain").iterdir()) == []
+    assert not (uninterrupted / "work/undelivered").exists()
+
+
+def test_history_has_a_row_per_epoch(uninterrupted: Path) -> None:
+    with (uninterrupted / "results/pretrain/history.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    levels = [f"gain_db/rho_{rho:g}" for rho in RHOS]
+    assert list(rows[0]) == ["epoch", "step", "train_loss", "lr", "loss", *levels, "gain_db/mean"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(str(n), str(4 * n)) for n in range(1, EPOCHS + 1)]
+    for row in rows:
+        gains = [float(row[level]) for level in levels]
+        assert float(row["gain_db/mean"]) == pytest.approx(sum(gains) / len(gains))
+
+
+def test_the_configuration_rebuilds_the_network(uninterrupted: Path) -> None:
+    folder = uninterrupted / "results/pretrain"
+    params = load(uninterrupted / "params.yaml")
+    config = read_json(folder / "config.json")
+    assert config["params"] == params.model_dump(mode="json")
+    assert config["format"] == identity.FORMAT_VERSION
+    assert config["fingerprint"] == work_folder(uninterrupted, params).name
+    assert config["bands"] == ["red", "green", "blue", "nir"]
+    assert config["data"] == read_json(uninterrupted / "results/stats/stats.json")["data"]
+    with (folder / "history.csv").open() as handle:
+        gains = [float(row["gain_db/mean"]) for row in csv.DictReader(handle)]
+    assert config["best_epoch"] == gains.index(max(gains)) + 1
+
+    task, trained = build.pretrained_task(folder)
+    assert trained == params
+    assert config["std"] == float(task.linear.std)
+    weights = load_file(folder / "network.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in task.network.state_dict().items())
+
+
+def test_no_result_names_this_machine(uninterrupted: Path) -> None:
+    for name, content in results(uninterrupted).items():
+        if name != "mlflow_run.json":
+            assert str(uninterrupted).encode() not in content, name
+            assert socket.gethostname().encode() not in content, name
+
+
+def test_without_statistics_it_says_what_to_run(project: MakeProject) -> None:
+    root, params = project()
+    (root / "results/stats/stats.json").unlink()
+    with pytest.raises(EarthPriorError, match=r"stats\.json is missing; run: dvc repro stats"):
+        pretrain.run(params, root)
+
+
+def test_a_catalog_that_changed_since_stats_is_refused(project: MakeProject) -> None:
+    root, params = project()
+    catalog = root / "data/catalog.csv"
+    catalog.write_text("".join(catalog.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"catalog\.csv changed since .* dvc repro stats"):
+        pretrain.run(params, root)
+
+
+def test_statistics_of_other_bands_are_refused(project: MakeProject) -> None:
+    root, params = project()
+    path = root / "results/stats/stats.json"
+    write_json(path, {**read_json(path), "bands": ["blue", "green", "red", "nir"]})
+    with pytest.raises(EarthPriorError, match="was made for bands"):
+        pretrain.run(params, root)
+
+
+def test_a_batch_larger_than_an_epoch_is_refused(project: MakeProject) -> None:
+    root, params = project(batch_size=17)
+    with pytest.raises(ParamsError, match="batch_size 17 is more than an epoch has: 8 train chips"):
+        pretrain.run(params, root)
+
+
+def test_batches_that_cannot_be_shared_out_are_refused(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def three(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+        yield World(0, 3), device
+
+    monkeypatch.setattr(pretrain, "world", three)
+    root, params = project()
+    with pytest.raises(ParamsError, match="batch_size 4 cannot be shared out evenly to 3 processes; use a multiple of"):
+        pretrain.run(params, root)
+
+
+def test_a_second_process_on_the_same_run_is_refused_at_once(project: MakeProject) -> None:
+    root, params = project()
+    folder = work_folder(root, params)
+    folder.mkdir(parents=True)
+    (folder / "owner").write_text("pid 4711 on earth")
+    with FileLock(folder / "lock"):
+        began = time.monotonic()
+        with pytest.raises(EarthPriorError, match="pid 4711 on earth is training this very run"):
+            pretrain.run(params, root)
+        assert time.monotonic() - began < 5
+        assert sorted(path.name for path in folder.iterdir()) == ["lock", "owner"]
+        assert not (root / "results/pretrain").exists()
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does_also_from_a_copy_of_dvc(
+    project: MakeProject, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project(tmp_path / "main/.dvc/tmp/exps/copy")
+    folder = tmp_path / "main/work/pretrain" / work_folder(root, params).name
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(7))
+    with pytest.raises(Interrupted) as stopped:
+        pretrain.run(params, root)
+    assert stopped.value.exit_code == 143
+    assert str(stopped.value) == f"saved step 7 of {STEPS}; continue with: python -m earthprior pretrain"
+    assert not (root / "results/pretrain").exists()
+    assert (folder / "ckpt-00000007.pt").is_file()
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 4, 6], "losses every second step, and the first epoch"
+    assert (folder / "owner").read_text() == f"pid {os.getpid()} on {socket.gethostname()}"
+
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    pretrain.run(params, root)
+    assert not folder.exists()
+    assert {k: v for k, v in results(root).items() if k != "mlflow_run.json"} == {
+        k: v for k, v in results(uninterrupted).items() if k != "mlflow_run.json"
+    }
+
+
+def test_what_was_reported_after_the_last_checkpoint_is_reported_once(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project()
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(5))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    journal = work_folder(root, params) / "metrics.jsonl"
+    with journal.open("a") as handle:
+        handle.write('{"step":6,"time_ms":1,"metrics":{"train/loss":1.0}}\n{"step":8,"metr')
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(2))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4, 4, 6]
+    assert records[-1]["time_ms"] > 1
+
+
+def test_changed_code_is_refused_unless_accepted(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, params = project(epochs=2)
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(2))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    files = {**identity.code_hash().files, "losses.py": "changed"}
+    monkeypatch.setattr(identity, "code_hash", lambda: CodeHash(files, "changed"))
+    with pytest.raises(EarthPriorError, match=r"losses\.py"):
+        pretrain.run(params, root)
+    pretrain.run(params, root, accept_code=True)
+    assert sorted(results(root)) == OUTS
+
+
+def test_results_that_cannot_be_written_keep_the_run(
+    project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pretrain, "shutil", SimpleNamespace(copyfile=full))
+    with pytest.raises(StorageError, match=r"results/pretrain/ could not be written .*No space left") as caught:
+        pretrain.run(params, root)
+    assert caught.value.exit_code == 4
+    assert not list(root.glob("results/pretrain/*"))
+    assert (work_folder(root, params) / f"ckpt-{STEPS - 1:08d}.json").is_file()
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    pretrain.run(params, root)
+    assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+def test_what_mlflow_has_not_heard_outlives_the_work_folder(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking.Tracker, "close", lambda self, status="FINISHED": Delivery(0, 9, False))
+    root, params = project(epochs=2)
+    pretrain.run(params, root)
+    (kept,) = (root / "work/undelivered").iterdir()
+    assert kept.name.startswith(work_folder(root, params).name)
+    assert (kept / "metrics.jsonl").read_text().count("\n") > 2
+    assert not work_folder(root, params).exists()
+
+
+class Command:
+    """The real command in a process of its own, MLflow kept out of it."""
+
+    def __init__(self, root: Path) -> None:
+        blocked = root / "blocked"
+        blocked.mkdir(exist_ok=True)
+        (blocked / "sitecustomize.py").write_text("import sys; sys.modules['mlflow'] = None\n")
+        path = os.pathsep.join([str(blocked), *(entry for entry in sys.path if entry)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "earthprior", "pretrain"], cwd=root, text=True, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+
+    def signal_at(self, folder: Path, step: int, number: signal.Signals) -> None:
+        """Send a signal as soon as a checkpoint of that step or a later one is there."""
+        deadline = time.monotonic() + 50
+        while not any(int(path.stem[5:]) >= step for path in folder.glob("ckpt-*.json")):
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        said = self.process.communicate(timeout=50)[1]
+        return self.process.returncode, said
+
+
+def test_killed_and_terminated_the_same_command_ends_with_the_same_bytes(
+    project: MakeProject, uninterrupted: Path
+) -> None:
+    root, params = project()
+    folder = work_folder(root, params)
+    first, second = random.randint(1, 8), random.randint(10, 14)
+
+    killed = Command(root)
+    killed.signal_at(folder, first, signal.SIGKILL)
+    assert killed.end()[0] == -signal.SIGKILL
+
+    asked = Command(root)
+    asked.signal_at(folder, second, signal.SIGTERM)
+    code, said = asked.end()
+    assert code == 143, said
+    newest = max(int(path.stem[5:]) for path in folder.glob("ckpt-*.json"))
+    last = said.splitlines()[-1]
+    assert last == f"earthprior: saved step {newest} of {STEPS}; continue with: python -m earthprior pretrain"
+
+    code, said = Command(root).end()
+    assert code == 0, said
+    assert f"continuing at step {newest} of {STEPS}" in said
+    assert not folder.exists()
+    for name in ("network.safetensors", "linear.safetensors", "history.csv", "config.json"):
+        assert results(root)[name] == results(uninterrupted)[name], f"{name}, killed at {first}, asked at {second}"

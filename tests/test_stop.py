@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from earthprior.training import stop
+from earthprior.training.stop import StopRequest, continue_command, stop_requests
+
+# Says "ready", gets signals, and tells whether it lived long enough to say goodbye.
+LISTENER = """
+import signal, sys, time
+from earthprior.training import stop
+stop.ONE_REQUEST_SECONDS = float(sys.argv[1])
+with stop.stop_requests() as request:
+    print("ready", flush=True)
+    while request.signal_number is None:
+        time.sleep(0.005)
+    print("asked", flush=True)
+    time.sleep(float(sys.argv[2]))
+print("goodbye", request.signal_number, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def from_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*stop.STARTERS, "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_the_process_goes_on(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_requests() as request:
+        assert request.signal_number is None
+        os.kill(os.getpid(), number)
+        assert request.signal_number == number
+    assert signal.getsignal(number) == before
+
+
+def test_handlers_come_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="inside"), stop_requests():
+        raise ValueError("inside")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_first_signal_is_the_one_that_counts() -> None:
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal_number == signal.SIGINT
+
+
+def listen(one_request_seconds: float, work_seconds: float, signals: list[signal.Signals]) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENER, str(one_request_seconds), str(work_seconds)],
+        stdout=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signals[0])
+        assert process.stdout.readline() == "asked\n"
+        time.sleep(0.05)
+        for number in signals[1:]:
+            process.send_signal(number)
+        said = process.stdout.read()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_request_ends_the_process_at_once(second: signal.Signals) -> None:
+    began = time.monotonic()
+    assert listen(0.01, 30.0, [signal.SIGINT, second]) == (-second, "")
+    assert time.monotonic() - began < 10
+
+
+def test_the_same_request_by_two_ways_is_one_request() -> None:
+    """Ctrl-C under torchrun: the terminal signals all processes, and torchrun signals its workers again."""
+    assert listen(60.0, 0.2, [signal.SIGINT, signal.SIGINT, signal.SIGTERM]) == (0, "goodbye 2\n")
+
+
+@pytest.mark.parametrize("starter", stop.STARTERS)
+def test_an_orphan_of_dvc_or_torchrun_stops(starter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(starter, "x")
+    request = StopRequest()
+    assert request.signal_number is None
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert request.signal_number == signal.SIGTERM
+
+
+def test_an_orphan_of_a_shell_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nohup python -m earthprior pretrain &, and the shell is left."""
+    request = StopRequest()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert request.signal_number is None
+
+
+def test_an_orphan_that_is_then_signalled_still_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    with stop_requests() as request:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert request.signal_number == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal_number == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "processes", "command"),
+    [
+        ({}, ["pretrain"], 1, "python -m earthprior pretrain"),
+        ({}, ["--debug", "pretrain", "--accept-code"], 1, "python -m earthprior --debug pretrain --accept-code"),
+        ({}, ["pretrain"], 2, "torchrun --nproc-per-node=2 -m earthprior pretrain"),
+        ({}, ["-q", "tests"], 1, "python -m earthprior pretrain"),
+        ({"DVC_STAGE": "pretrain"}, ["pretrain"], 1, "dvc repro"),
+        ({"DVC_STAGE": "pretrain", "DVC_EXP_NAME": "lean-tofu"}, ["pretrain"], 1, "the same dvc exp run"),
+    ],
+)
+def test_the_command_that_continues(
+    environment: dict[str, str], arguments: list[str], processes: int, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/earthprior/__main__.py", *arguments])
+    assert continue_command(processes) == command
