@@ -1,0 +1,165 @@
+"""The command line: one subcommand per stage and tool. Errors become exit codes here and nowhere else.
+
+0 done; 2 something for the user to mend; 3 training diverged; 4 the disk; 130 or 143 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from earthprior.errors import EarthPriorError, Interrupted, StorageError
+from earthprior.params import Params, load
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Program(click.Group):
+    """Shows a fault as its message, without a traceback, and lists the stages first, in their order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EarthPriorError, OSError, KeyboardInterrupt) as error:
+            fault = _fault(error)
+            if fault is None:
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"earthprior: {fault}", err=True)
+            sys.exit(fault.exit_code)
+
+
+def _fault(error: BaseException) -> EarthPriorError | None:
+    """The user's view of what went wrong; None for what is a fault of this program."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted", signal.SIGINT)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return StorageError(f"{error}; free some space, and give the same command again")
+    return error if isinstance(error, EarthPriorError) else None
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Pretrain backbones on unlabelled satellite chips, by self-supervision.
+
+    The pipeline is `dvc repro`, which runs stats, pretrain and evaluate with the dials of params.yaml.
+
+    Exit codes: 0 done, 2 something to mend, 3 diverged, 4 disk, 130 and 143 interrupted and saved.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("earthprior").setLevel(logging.INFO)
+
+
+def _params(root: Path) -> Params:
+    return load(root / "params.yaml")
+
+
+@main.command()
+def stats() -> None:
+    """Read every chip once: statistics, and a table of all problems.
+
+    Writes results/stats/.
+
+    Example: earthprior stats
+    """
+    from earthprior.stages import stats as stage
+
+    stage.run(_params(Path.cwd()), Path.cwd())
+
+
+@main.command()
+@click.option(
+    "--accept-code",
+    is_flag=True,
+    envvar="EARTHPRIOR_ACCEPT_CODE",
+    show_envvar=True,
+    help="Continue a run although the code changed since its last checkpoint.",
+)
+def pretrain(accept_code: bool) -> None:
+    """Train the network, or go on where training was stopped.
+
+    Writes results/pretrain/.
+
+    Example: earthprior pretrain
+
+    Example, on two GPUs: torchrun --nproc-per-node=2 -m earthprior pretrain
+    """
+    from earthprior.stages import pretrain as stage
+
+    stage.run(_params(Path.cwd()), Path.cwd(), accept_code)
+
+
+@main.command()
+def evaluate() -> None:
+    """Judge the network: gain over a linear filter, samples, probe.
+
+    Writes the report and its numbers to results/evaluate/.
+
+    Example: earthprior evaluate
+    """
+    from earthprior.stages import evaluate as stage
+
+    stage.run(_params(Path.cwd()), Path.cwd())
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The catalog; by default catalog.csv in FOLDER.")
+@click.option("--validate-fraction", default=0.2, show_default=True, help="Share of chips to validate on, about.")
+@click.option("--test-fraction", default=0.0, show_default=True, help="Share of chips for a final test, about.")
+@click.option("--seed", default=0, show_default=True, help="Chooses which places are held out.")
+@click.option("--force", is_flag=True, help="Replace a catalog that exists.")
+def catalog(
+    folder: Path, out: Path | None, validate_fraction: float, test_fraction: float, seed: int, force: bool
+) -> None:
+    """Write a catalog of the GeoTIFFs below FOLDER, split by place.
+
+    Example: earthprior catalog data --validate-fraction 0.1
+    """
+    from earthprior.tools import catalog as tool
+
+    tool.run(folder, out, validate_fraction, seed, test_fraction, force)
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("-n", "--n", "n", default=1000, show_default=True, help="Number of chips.")
+@click.option("--seed", default=0, show_default=True, help="Other seeds give other chips.")
+@click.option("--workers", default=os.cpu_count() or 1, show_default="all cores", help="Number of processes.")
+@click.option("--validate-fraction", default=0.2, show_default=True, help="Share of chips for validation, about.")
+@click.option("--size", default=224, show_default=True, help="Width and height of a chip, px.")
+@click.option("--force", is_flag=True, help="Replace an earlier set in OUT.")
+def synth(out: Path, n: int, seed: int, workers: int, validate_fraction: float, size: int, force: bool) -> None:
+    """Make procedural chips with land-cover labels in folder OUT.
+
+    Example: earthprior synth data -n 2000
+    """
+    from earthprior.tools import synth as tool
+
+    tool.run(out, n, seed, workers, validate_fraction, size, force)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write; by default params.yaml itself.")
+def preset(name: str, out: Path | None) -> None:
+    """Lay presets/NAME.yaml over params.yaml, comments kept.
+
+    Example: earthprior preset nicfi-100k
+    """
+    from earthprior.tools import preset as tool
+
+    tool.run(name, Path.cwd(), out)
