@@ -78,15 +78,15 @@ def test_nicfi_100k_builds_the_tutorials_network(root: Path) -> None:
 
 
 def test_what_changed_is_printed_and_a_second_time_nothing_does(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    add_preset(root, "lr: 0.125\ndata: {crop_px: null}\naugmentation: {scale_factor: [0.5, 2.0]}\nseed: 0\n")
+    add_preset(root, "lr: 0.125\ndata: {crop_px: null}\naugmentation: {contrast_range: [0.5, 2.0]}\nseed: 0\n")
     preset.run("mine", root)
     first = capsys.readouterr().out
     old = params.load(REPOSITORY / "params.yaml")
     assert "changed 3 of its 4 values" in first
     assert f"  lr: {old.lr:g} -> 0.125\n" in first
     assert f"  data.crop_px: {old.data.crop_px} -> null\n" in first
-    low, high = old.augmentation.scale_factor or (0, 0)
-    assert f"  augmentation.scale_factor: [{low:g}, {high:g}] -> [0.5, 2]\n" in first
+    low, high = old.augmentation.contrast_range or (0, 0)
+    assert f"  augmentation.contrast_range: [{low:g}, {high:g}] -> [0.5, 2]\n" in first
     written = (root / "params.yaml").read_bytes()
     preset.run("mine", root)
     assert "changed 0 of its 4 values" in capsys.readouterr().out

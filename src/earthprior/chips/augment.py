@@ -134,9 +134,7 @@ def _all_around(valid: Tensor) -> Tensor:
     return rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
 
 
-def _turn(
-    x0: Tensor, valid: Tensor, params: AugmentationParams, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _turn(x0: Tensor, valid: Tensor, params: AugmentationParams, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Flips and quarter turns, each chip its own; groups of equal draws are turned at once."""
     draws = torch.randint(0, 8, (x0.shape[0],), generator=generator, device=generator.device)
     flips = (draws // 4) * int(params.flip)

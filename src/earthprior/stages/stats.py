@@ -35,7 +35,7 @@ def run(params: Params, root: Path) -> None:
     bad_chips.csv is written in any case; the others only when no error remains.
 
     Args:
-        params: The whole of params.yaml; only section `data`, `batch_size` and `operation.readers` are read.
+        params: The whole of params.yaml; only section `data` and `operation.readers` are read.
         root: The project's root.
 
     Raises:
@@ -96,13 +96,6 @@ def _training_possible(params: Params, catalog: Catalog, found: Survey) -> list[
     ]
     if not left["train"]:
         return problems
-    crops = left["train"] * params.data.crops_per_chip
-    if crops < params.batch_size:
-        what = (
-            f"{left['train']} train chips x data.crops_per_chip {params.data.crops_per_chip} give {crops} crops, "
-            "which do not fill one batch"
-        )
-        problems.append(Problem("error", name, 0, what, f"Lower batch_size ({params.batch_size}), or add chips"))
     if not found.bands[0].count:
         problems.append(Problem("error", name, 0, "no train chip has a valid pixel", "Check data.nodata"))
     return problems

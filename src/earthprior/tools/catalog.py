@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from tqdm import tqdm
 
 from earthprior.chips.catalog import USAGES
@@ -29,7 +28,6 @@ BLOCKS_PER_SPLIT = 4
 """An area that is covered wall to wall is cut into blocks, this many for the smallest split."""
 
 # Without these GDAL looks for sidecar files, which may point anywhere.
-GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 
 
 @dataclass(frozen=True)
@@ -182,11 +180,8 @@ def _headers(folder: Path, paths: Sequence[Path]) -> list[Header]:
         except ChipError as error:
             return error.problem
 
-    # GDAL's options are global: one context around all threads, which must not come and go by the chip.
-    with rasterio.Env(**GDAL_OPTIONS):
-        inspect(paths[0])
-        found = ordered_map(inspect, paths, str, READERS)
-        headers = list(tqdm(found, "catalog", len(paths), unit=" chips", file=sys.stderr, disable=None))
+    found = ordered_map(inspect, paths, str, READERS)
+    headers = list(tqdm(found, "catalog", len(paths), unit=" chips", file=sys.stderr, disable=None))
     problems = [header for header in headers if isinstance(header, Problem)]
     if problems:
         raise data_error(f"{len(problems)} of {len(paths)} files below {folder} cannot be read:", problems)
