@@ -1,4 +1,4 @@
-# make run    the whole pipeline on the sample, from nothing but Python 3.11, git and make
+# make run    the whole pipeline on the sample, from nothing but Python 3.11 or newer, git and make
 # make test   the tests; make lint, make clean, make sample, make help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
@@ -26,8 +26,8 @@ environment: $(STAMP)  ## .venv with the pinned requirements
 # in place and without its dependencies, for the command `earthprior`; torch brought setuptools, so that nothing is
 # downloaded to build it. Sources of packages (a mirror, a folder of wheels) are pip's own configuration.
 $(STAMP): requirements.txt constraints.txt pyproject.toml
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "Python 3.11 is needed, found: '$(PYTHON)'. Name it: make run PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, found: '$(PYTHON)'. Name it: make run PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
@@ -35,9 +35,11 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 
 # Chips that are there are never touched: other ones than data.dvc says are the user's, and `dvc repro` versions them.
 # The sample's remote is asked only where no other one is set.
+# A pull that fails or is interrupted leaves no half of the chips, which `dvc repro` would take for a new version.
 data: | $(STAMP)
-	@if $(BIN)/dvc remote default >/dev/null 2>&1; then $(BIN)/dvc pull data; \
-	  else $(BIN)/dvc pull -r sample data; fi
+	@trap 'rm -rf data; exit 1' INT TERM; \
+	if $(BIN)/dvc remote default >/dev/null 2>&1; then $(BIN)/dvc pull data; \
+	  else $(BIN)/dvc pull -r sample data; fi || { rm -rf data; exit 1; }
 
 run: $(STAMP) | data  ## stats, pretrain and evaluate; what is up to date is not run again
 	$(BIN)/dvc repro

@@ -12,6 +12,7 @@ import torch
 from earthprior import files
 from earthprior.errors import EarthPriorError, StorageError
 from earthprior.files import read_json, sha256_file, write_json
+from earthprior.training import checkpoint
 from earthprior.training.checkpoint import CheckpointStore
 
 CODE = {"training/loop.py": "aa", "losses.py": "bb"}
@@ -46,6 +47,13 @@ def truncate(path: Path) -> None:
 
 def blank(path: Path) -> None:
     path.write_bytes(b"")
+
+
+def rewrite(manifest: Path, **changes: object) -> None:
+    """Change a manifest as one who knows how would, its own hash included."""
+    content = {**read_json(manifest), **changes}
+    content.pop("manifest_sha256")
+    write_json(manifest, {**content, "manifest_sha256": checkpoint._digest(content)})
 
 
 def test_what_was_saved_comes_back(filled: CheckpointStore) -> None:
@@ -127,7 +135,7 @@ def test_changed_code_can_be_accepted(filled: CheckpointStore) -> None:
 
 def test_another_torch_is_warned_of(filled: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = filled.folder / "ckpt-00000006.json"
-    write_json(manifest, {**read_json(manifest), "torch": "1.0.0"})
+    rewrite(manifest, setting={"torch": "1.0.0"})
     latest = filled.load_latest()
     assert latest is not None
     assert latest[0] == 6
@@ -227,7 +235,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixt
     path, marker = store.save(6, state_of(6)), tmp_path / "executed"
     torch.save({"step": 6, "weights": Evil(marker)}, path)
     manifest = path.with_suffix(".json")
-    write_json(manifest, {**read_json(manifest), "sha256": sha256_file(path)})
+    rewrite(manifest, sha256=sha256_file(path))
     latest = store.load_latest()
     assert latest is not None
     assert latest[0] == 3
@@ -268,5 +276,5 @@ def test_the_manifest_says_whose_it_is(filled: CheckpointStore) -> None:
     assert manifest["step"] == 6
     assert manifest["fingerprint"] == "f" * 12
     assert manifest["code"] == CODE
-    assert manifest["torch"] == torch.__version__
+    assert manifest["setting"]["torch"] == torch.__version__
     assert manifest["sha256"] == sha256_file(filled.folder / "ckpt-00000006.pt")

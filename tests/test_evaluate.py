@@ -234,7 +234,7 @@ def test_test_chips_are_judged_where_there_are_any_and_many_are_thinned() -> Non
     validate, test = rows("validate", 2000), rows("test", 3)
     assert evaluate.judged_chips(Selection(Path(), [], validate, test)) == evaluate.Judged("test", test, 3)
     judged = evaluate.judged_chips(Selection(Path(), [], validate, []))
-    assert (judged.usage, judged.available, len(judged.rows)) == ("validate", 2000, evaluate.MAX_JUDGED_CHIPS)
+    assert (judged.usage, judged.available, len(judged.rows)) == ("validate", 2000, evaluate.JUDGED_CHIPS)
     assert judged.rows[0] == validate[0]
     assert judged.rows[-1] == validate[-1]
     assert len({row.line for row in judged.rows}) == len(judged.rows)

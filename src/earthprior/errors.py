@@ -20,10 +20,6 @@ class DataError(EarthPriorError):
     """The catalog or the chips are not what the parameters say; the message names file and row."""
 
 
-class TrackingError(EarthPriorError):
-    """The tracking store was asked for something that it does not have."""
-
-
 class DivergedError(EarthPriorError):
     """Loss or gradient became non-finite; nothing was written after the last good checkpoint."""
 

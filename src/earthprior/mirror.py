@@ -71,8 +71,8 @@ class Delivery:
     Attributes:
         delivered: Points that the remote run holds.
         total: Finite points in the journal.
-        complete: Nothing is left to deliver: all points, tags and files are there and the run is ended, or there is
-            no remote run. This is also its truth value.
+        complete: Nothing is left to deliver: all points, tags and files are there and the run is ended. This is also
+            its truth value; without a remote run the journal is all there is, and it is False.
     """
 
     delivered: int

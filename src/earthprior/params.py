@@ -352,17 +352,21 @@ def active(params: Params) -> dict[str, Any]:
     inactive = {"evaluate", "operation"}
     for selector, sections in SELECTORS.items():
         inactive |= set(sections) - {getattr(params, selector)}
-    return dict(_flatten({key: value for key, value in params.model_dump(mode="json").items() if key not in inactive}))
+    if params.diffusion.precondition != "none" and params.diffusion.weighting == "linear":
+        # The network then says the linear denoiser's residual, in units of its own size, whatever the objective.
+        inactive.add("objective")
+    return dict(flatten({key: value for key, value in params.model_dump(mode="json").items() if key not in inactive}))
 
 
 def evaluation(params: Params) -> dict[str, Any]:
     """The parameters that only the evaluate stage reads, flat under their dotted keys."""
-    return dict(_flatten({"evaluate": params.evaluate.model_dump(mode="json")}))
+    return dict(flatten({"evaluate": params.evaluate.model_dump(mode="json")}))
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree of mappings under their dotted keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

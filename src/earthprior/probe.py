@@ -24,7 +24,7 @@ Labels: TypeAlias = NDArray[Any]
 MAX_CLASSES = 64
 """A label raster with more values than this is no map of classes."""
 
-MAX_ITERATIONS = 400
+MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)

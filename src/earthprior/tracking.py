@@ -96,7 +96,7 @@ class Tracker:
                 tracker on that journal again delivers it.
         """
         if self._delivery is None:
-            self._delivery = self._mirror.close(status, timeout_seconds) if self._mirror else Delivery(0, 0, True)
+            self._delivery = self._mirror.close(status, timeout_seconds) if self._mirror else Delivery(0, 0, False)
             self._journal.close()
             if self._mirror:
                 level = logging.INFO if self._delivery else logging.WARNING

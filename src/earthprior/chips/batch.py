@@ -45,8 +45,8 @@ def prepare(raw: RawBatch, normalizer: Normalizer, device: torch.device) -> Batc
         normalizer: Made from the run's params and stats.
         device: Where the batch is wanted.
     """
-    # The copy also frees the loader's buffer, which the next read will overwrite.
-    pixels = raw.pixels.to(device, non_blocking=True, copy=True)
-    valid = raw.valid.to(device, non_blocking=True, copy=True)
+    # Blocking on purpose: when this returns, the loader's buffer is free, and the next read may overwrite it.
+    pixels = raw.pixels.to(device, copy=True)
+    valid = raw.valid.to(device, copy=True)
     x0, affine = normalizer.normalize(pixels, valid)
     return Batch(x0, valid[:, None], affine)

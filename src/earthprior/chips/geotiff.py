@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -92,7 +91,7 @@ def chip_header(path: Path, name: str, line: int = 0) -> Header:
     """The header of one GeoTIFF, without its pixels.
 
     Args:
-        path: The file, found by us in a folder; never text from a catalog.
+        path: The file.
         name: How an error calls it.
         line: Its line in the catalog, or 0.
 
@@ -100,7 +99,7 @@ def chip_header(path: Path, name: str, line: int = 0) -> Header:
         ChipError: It is not a readable GeoTIFF.
     """
     try:
-        with rasterio.open(path.absolute(), driver="GTiff", sharing=False) as source:
+        with MemoryFile(path.read_bytes()) as memory, memory.open(driver="GTiff") as source:
             return header_of(source)
     except (RasterioError, OSError) as error:
         raise unreadable(name, line, error) from error
@@ -138,7 +137,9 @@ def _content(folder: Path, image: str, line: int, spec: ChipSpec) -> bytes:
             raise chip_error(image, line, what, "Cut the scene into chips first")
         content = path.read_bytes()
     except FileNotFoundError:
-        raise chip_error(image, line, "not found", "Restore the file (dvc pull), or drop the row") from None
+        raise chip_error(
+            image, line, "not found", "Restore the file (git checkout data.dvc && dvc pull data), or drop the row"
+        ) from None
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise chip_error(image, line, what, "Check the disk and the file's mode") from error

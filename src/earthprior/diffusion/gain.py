@@ -121,7 +121,7 @@ def denoising_table(
                 if not finite.all():
                     chip = chips[int(finite.int().argmin())]
                     raise DivergedError(f"{name} answers chip {chip} at {level.name} with NaN or infinity; lower lr")
-                values = torch.cat([metric(x0_hat, batch) for metric in metrics.values()], dim=1).cpu().tolist()
+                values = torch.cat([metric(x0_hat, batch).cpu() for metric in metrics.values()], dim=1).tolist()
                 rows += [[chip, level.rho, level.t, name, *row] for chip, row in zip(chips, values, strict=True)]
     return pd.DataFrame(rows, columns=["chip", "rho", "t", "denoiser", *columns])
 

@@ -88,14 +88,21 @@ def _shown(real: list[Any], valids: list[Any]) -> tuple[list[Any], list[Any]]:
     return [real[place] for place in places], [valids[place] for place in places]
 
 
+def _recipe(params: Params) -> str:
+    """What the network was made to say, in two words."""
+    preconditioned = params.diffusion.precondition != "none"
+    return f"precondition {params.diffusion.precondition}" if preconditioned else f"objective {params.objective}"
+
+
 def report(evaluated: Evaluated, paths: dict[str, Path]) -> Report:
     """The page, from the results and the figures drawn of them."""
     params, gain = evaluated.params, evaluated.numbers["gain_db"]
     thinned = f" of {evaluated.available:,}, evenly spread," if evaluated.judged < evaluated.available else ""
     return Report(
-        title=f"EarthPrior: {params.network}, objective {params.objective}",
+        title=f"EarthPrior: {params.network}, {_recipe(params)}",
         subtitle=f"Judged on {count(evaluated.judged, f'{evaluated.usage} chip')}{thinned} in "
-        f"{params.data.train_px} px crops; bands {', '.join(params.data.bands)}.",
+        f"{params.data.train_px} px crops; bands {', '.join(params.data.bands)}."
+        + (" The same split chose the best epoch." if evaluated.usage == "validate" else ""),
         verdict=verdict(gain),
         below=gain["mean"] <= 0,
         numbers=_headline(evaluated),

@@ -12,6 +12,7 @@ from earthprior import build
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow, path_fault
 from earthprior.chips.normalize import Affine, Normalizer
+from earthprior.chips.problems import ChipError
 from earthprior.chips.read import ChipSpec, chip_header, read_label
 from earthprior.chips.selection import Selection, chip_key, read_in_order
 from earthprior.params import Params
@@ -77,7 +78,11 @@ def probe(
             "labels of whole images are not probed"
         )
     limit = _chip_limit(params, task, device)
-    fit, other = (_labelled(params, selection, rows, limit) for rows in (selection.train, judged))
+    try:
+        fit, other = (_labelled(params, selection, rows, limit) for rows in (selection.train, judged))
+    except ChipError as error:
+        # One bad label must not cost the evaluation of a training that took days.
+        return ProbeResult(reason=f"a label raster cannot be used: {error}")
     classes, reason = choose_classes(fit.labels, _declared_nodata(selection, fit.rows, column))
     if reason:
         return ProbeResult(reason=f"{reason} (column {column!r})")

@@ -129,12 +129,6 @@ def caption(figure: Figure, text: str) -> None:
         figure.supxlabel(textwrap.fill(text, characters), x=0.006, ha="left", fontsize=7.5, color=QUIET)
 
 
-def band_colour(name: str, index: int) -> str:
-    """The colour of a band: by its role where the name says one, else by its place."""
-    others = ("#1b998b", "#b5651d", "#596275", "#d1548f", "#86a315", "#3f8ea8")
-    return BAND_COLOURS.get(name.lower(), others[index % len(others)])
-
-
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure as PNG: complete or not at all, and the same bytes for the same content."""
     with styled(), replacing(path) as temporary:

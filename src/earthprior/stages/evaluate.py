@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from earthprior.chips.augment import centre_crop
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.normalize import Affine, Normalizer
-from earthprior.chips.selection import Selection, chip_key, grid_batches, read_in_order, select
+from earthprior.chips.selection import JUDGED_CHIPS, Selection, chip_key, grid_batches, read_in_order, select, spread
 from earthprior.errors import EarthPriorError
 from earthprior.evaluation import denoising, pages, probing, provenance, samples
 from earthprior.files import read_json, sha256_file, write_atomic, write_csv, write_json
@@ -33,9 +32,6 @@ from earthprior.params import Params, active, evaluation
 from earthprior.report import render
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tracking import Pretraining, RunRef, continue_or_open
-
-MAX_JUDGED_CHIPS = 512
-"""Evenly spread over the split: their pixels tell a gain to a hundredth of a dB, and more would cost hours of SSIM."""
 
 PANEL_CHIPS = 2
 REAL_CHIPS = 64
@@ -109,13 +105,7 @@ def run(params: Params, root: Path) -> None:
 def judged_chips(selection: Selection) -> Judged:
     """The test chips, or the validation chips where the catalog has none; evenly thinned where there are many."""
     usage, rows = ("test", selection.test) if selection.test else ("validate", selection.validate)
-    return Judged(usage, spread(rows, MAX_JUDGED_CHIPS), len(rows))
-
-
-def spread(rows: Sequence[ChipRow], count: int) -> list[ChipRow]:
-    """At most `count` rows, evenly spread over the list, in its order."""
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    return [rows[place] for place in places]
+    return Judged(usage, spread(rows, JUDGED_CHIPS), len(rows))
 
 
 def _check_same_run(params: Params, trained: Params, fingerprint: str, stats_sha256: str) -> None:

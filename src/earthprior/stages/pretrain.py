@@ -88,13 +88,15 @@ class _Session:
         self.normalizer = build.normalizer(params, stats)
 
     def run(self, stop: StopRequest, accept_code: bool) -> None:
-        task = build.task(self.params, self._linear()).to(self.device)
+        code = identity.code_hash()
+        dtype = build.autocast_dtype(self.params, self.device) or torch.float32
+        setting = {"device": self.device.type, "precision": str(dtype), "processes": str(self.place.size)}
+        store = CheckpointStore(self.folder, self.fingerprint, code.files, accept_code, setting)
+        latest = store.load_latest()
+        task = build.task(self.params, self._linear(refit=latest is None)).to(self.device)
         validation = Validation(self._validation_batches, self.params.data.bands)
         chips = TrainingChips(len(self.selection.train), self._read, self.normalizer)
         trainer = Trainer(self.params, task, chips, validation, self.device, self.place)
-        code = identity.code_hash()
-        store = CheckpointStore(self.folder, self.fingerprint, code.files, accept_code)
-        latest = store.load_latest()
         if self.place.is_first:
             store.sweep()
         if latest is not None:
@@ -108,7 +110,7 @@ class _Session:
             trainer.run(store, lambda metrics, step, epoch: None, stop, progress)
             return
         tags = identity.identity_tags(self.root, self.fingerprint, code) | _level_tags(task)
-        name = f"{self.params.network}-{self.params.objective}-{self.fingerprint[:6]}"
+        name = f"{self.params.network}-{self.params.diffusion.precondition}-{self.fingerprint[:6]}"
         tracker = open_tracker(self.root, name, active(self.params), tags, journal)
         self._train(trainer, store, stop, progress, tracker)
 
@@ -142,14 +144,14 @@ class _Session:
         """Move the journal out of the work folder: a finished run leaves none, but MLflow has yet to hear of it."""
         kept = self.folder.parents[1] / "undelivered" / f"{self.fingerprint}-{os.getpid()}"
         kept.mkdir(parents=True)
-        for name in ("metrics.jsonl", "run.json"):
+        for name in ("metrics.jsonl", "run.json", "last.safetensors"):
             if (self.folder / name).exists():
                 os.replace(self.folder / name, kept / name)
 
-    def _linear(self) -> LinearDenoiser:
-        """The linear denoiser of this run, fitted once."""
+    def _linear(self, refit: bool) -> LinearDenoiser:
+        """The linear denoiser of this run; a run without a checkpoint trusts no filter that an earlier try left."""
         path = self.folder / "linear.safetensors"
-        if not path.is_file() and self.place.is_first:
+        if self.place.is_first and (refit or not path.is_file()):
             crops, average_d4 = linear_crops(self.params, self.selection, self.normalizer)
             linear.fit(crops, average_d4).save(path)
         self.place.wait()
@@ -194,6 +196,7 @@ class _Session:
         for path in (results / "config.json", self.root / "params.yaml", self.root / "results/stats/stats.json"):
             tracker.log_artifact(path)
         tracker.log_artifact(results / "history.csv")
+        tracker.log_artifact(self.folder / "metrics.jsonl")
 
     def _banner(self, trainer: Trainer, task: DiffusionTask) -> str:
         """What is going to happen, before it does."""

@@ -96,8 +96,10 @@ def _training_possible(params: Params, catalog: Catalog, found: Survey) -> list[
     ]
     if not left["train"]:
         return problems
-    if not found.bands[0].count:
-        problems.append(Problem("error", name, 0, "no train chip has a valid pixel", "Check data.nodata"))
+    for usage in ("train", "validate"):
+        fractions = [finding.valid_fraction for finding in found.findings if finding.row.usage == usage]
+        if fractions and not any(fractions):
+            problems.append(Problem("error", name, 0, f"no {usage} chip has a valid pixel", "Check data.nodata"))
     return problems
 
 

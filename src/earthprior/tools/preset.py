@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def run(name: str, root: Path, out: Path | None = None) -> None:
     """
     source = root / "params.yaml"
     preset_path = _find(name, root / "presets")
-    preset = dict(_flatten(params.read_mapping(preset_path)))
+    preset = dict(params.flatten(params.read_mapping(preset_path)))
     _check_keys(preset, preset_path.name)
     params.read_mapping(source)
 
@@ -79,14 +79,6 @@ def _check_keys(preset: Mapping[str, Any], file_name: str) -> None:
             faults.append(f"  {key}: unknown key; " + (f"did you mean {near[0]}?" if near else "remove it"))
     if faults:
         raise ParamsError("\n".join([f"presets/{file_name} has {len(faults)} fault(s):", *faults]))
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _yaml() -> YAML:

@@ -7,7 +7,9 @@ the torch version). The manifest is written last, so a file without one is a stu
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
+import json
 import pickle
 import re
 import shutil
@@ -40,13 +42,23 @@ class CheckpointStore:
         fingerprint: Of the run.
         code: Digest per source file that can change weights, by path.
         accept_code: Resume although the code has changed.
+        setting: What changes how numbers round (device, precision, processes), by name; resuming under another one is
+            warned of.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, code: Mapping[str, str], accept_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        code: Mapping[str, str],
+        accept_code: bool = False,
+        setting: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self._fingerprint = fingerprint
         self._code = dict(code)
         self._accept_code = accept_code
+        self._setting = {"torch": torch.__version__, **(setting or {})}
         folder.mkdir(parents=True, exist_ok=True)
 
     def sweep(self) -> None:
@@ -83,10 +95,9 @@ class CheckpointStore:
                 "sha256": sha256_file(path),
                 "fingerprint": self._fingerprint,
                 "code": self._code,
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
+                "setting": self._setting,
             }
-            write_json(path.with_suffix(".json"), manifest)
+            write_json(path.with_suffix(".json"), {**manifest, "manifest_sha256": _digest(manifest)})
         except OSError as error:
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
@@ -139,7 +150,9 @@ class CheckpointStore:
         """The state in a checkpoint, verified before it is opened and opened without executing anything."""
         try:
             manifest = read_json(path.with_suffix(".json"))
-            wrote, torch_version = dict(manifest["code"]), manifest["torch"]
+            wrote, setting = dict(manifest["code"]), dict(manifest["setting"])
+            if manifest.pop("manifest_sha256") != _digest(manifest):
+                raise _Unusable("has a damaged manifest")
             if manifest["sha256"] != sha256_file(path):
                 raise _Unusable("is damaged (its SHA-256 is not the manifest's)")
             if manifest["fingerprint"] != self._fingerprint:
@@ -151,9 +164,13 @@ class CheckpointStore:
         except OSError as error:
             raise _Unusable(f"cannot be read ({error.strerror})") from None
         self._check_code(path, wrote)
-        if torch_version != torch.__version__:
-            print(f"warning: {path.name} is torch {torch_version}'s, this is {torch.__version__}: the last digits of "
-                  "the results will differ", file=sys.stderr)  # fmt: skip
+        now = self._setting
+        others = [f"{name} {setting.get(name)} (now {now[name]})" for name in now if setting.get(name) != now[name]]
+        if others:
+            print(
+                f"warning: {path.name} was written with {', '.join(others)}: the last digits of the results differ",
+                file=sys.stderr,
+            )
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError):
@@ -176,3 +193,8 @@ class CheckpointStore:
         path = self._path(step)
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, which is all that a resumed run is compared with."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

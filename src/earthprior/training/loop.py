@@ -118,14 +118,17 @@ class Trainer:
             StorageError: Asked to stop, and the state could not be saved.
             DivergedError: Loss or gradient became non-finite.
         """
-        saved_at = time.monotonic()
+        saved_at, pause = time.monotonic(), self.params.operation.checkpoint_every_seconds
         with closing(self.chips.read(self._order())) as batches:
             for raw in batches:
                 self._one_step(raw, log, progress)
                 asked = self.world.largest(stop.signal_number or 0, self.device)
-                due = time.monotonic() - saved_at >= self.params.operation.checkpoint_every_seconds
+                due = time.monotonic() - saved_at >= pause
                 if self.world.is_first and (asked or due) and self.step < self.total_steps:
+                    began = time.monotonic()
                     self._save(store, progress, last_chance=bool(asked))
+                    # Huge states on slow disks: never more than a tenth of the time for checkpoints.
+                    pause = max(pause, 10 * (time.monotonic() - began)) if pause else 0
                     saved_at = time.monotonic()
                 if asked and self.step < self.total_steps:
                     raise Interrupted(f"saved step {self.step:,} of {self.total_steps:,}", asked)
