@@ -62,20 +62,28 @@ class Normalizer:
             global procedures, the chip's own mean for local ones); and the affine map, tensors (B, C, 1, 1).
         """
         mask = valid[:, None]
+        # On a CPU each pass over a batch costs as much as reading it, so whole chips are spared the masking; a GPU
+        # would have to wait for the answer.
+        masked = raw.device.type != "cpu" or not bool(valid.all())
+        inside = mask if masked else None
         # uint16 lacks most operations in torch, so the cast comes first; NaN under nodata must not survive it.
-        physical = torch.where(mask, raw.to(torch.float32), 0.0)
-        offset, scale, mean = self._affine(physical, mask)
+        x0 = raw.to(torch.float32, copy=True)
+        if masked:
+            x0.masked_fill_(~mask, 0.0)
+        offset, scale, mean = self._affine(x0, inside)
         shape = (raw.shape[0], raw.shape[1], 1, 1)
         affine = Affine(offset.expand(shape).contiguous(), scale.expand(shape).contiguous())
-        x0 = (torch.where(mask, physical, mean) - affine.offset) / affine.scale
+        x0.sub_(affine.offset).div_(affine.scale)
+        if masked:
+            x0 = torch.where(mask, x0, (mean - affine.offset) / affine.scale)
         return x0, affine
 
-    def _affine(self, physical: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _affine(self, physical: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Offset, scale and mean, each broadcastable to the batch."""
         if not self._params.apply_normalization:
             return physical.new_zeros(1, 1, 1, 1), physical.new_ones(1, 1, 1, 1), self._global("mean", physical)
         local = self._params.stat_procedure in ("lab", "lpb")
-        low, high, mean, std = self._local(physical, mask) if local else self._all_global(physical)
+        low, high, mean, std = self._local(physical, inside) if local else self._all_global(physical)
         if self._params.normal_strategy == "min_max":
             return low, _positive(high - low), mean
         return mean, _positive(std), mean
@@ -89,10 +97,18 @@ class Normalizer:
         low, high, mean, std = (self._global(name, like) for name in ("min", "max", "mean", "std"))
         return low, high, mean, std
 
-    def _local(self, physical: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Min, max, mean, population std over valid pixels, per chip (lab) or per chip and band (lpb)."""
+    def _local(self, physical: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Min, max, mean, population std over valid pixels, per chip (lab) or per chip and band (lpb).
+
+        `inside` is the valid mask, or None where all pixels are valid.
+        """
         dims = (1, 2, 3) if self._params.stat_procedure == "lab" else (2, 3)
-        inside = mask.expand_as(physical)
+        if inside is None:
+            low, high = physical.amin(dims, keepdim=True), physical.amax(dims, keepdim=True)
+            std, mean = torch.std_mean(physical, dims, correction=0, keepdim=True)
+            constant = low == high
+            return low, high, torch.where(constant, low, mean), std.masked_fill(constant, 0)
+        inside = inside.expand_as(physical)
         count = inside.sum(dims, keepdim=True)
         safe = count.clamp(min=1)
         low = torch.where(inside, physical, torch.inf).amin(dims, keepdim=True)
