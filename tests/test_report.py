@@ -82,6 +82,7 @@ def test_a_gain_below_zero_is_said_plainly() -> None:
     assert "99.5% larger" in text
     assert "every noise level" in text
     assert "does not beat" in report.verdict({"rho_1": 0.0, "mean": 0.0})
+    assert "does not beat" in report.verdict({"rho_1": 0.0014, "mean": 0.0014})
 
 
 def test_no_probe_says_why_and_shows_no_number() -> None:

@@ -104,6 +104,9 @@ def verdict(gain_db: Mapping[str, float]) -> str:
     levels = {name.removeprefix("rho_"): gain for name, gain in gain_db.items() if name != "mean"}
     losing = [name for name, gain in levels.items() if gain < 0]
     share = 1 - 10 ** (-mean / 10)
+    # What rounds to nothing is nothing to claim.
+    if abs(mean) < 0.005:
+        return "The network does not beat the linear filter: they are equal, to a hundredth of a dB, on average."
     if mean > 0:
         text = f"The network beats the linear filter by {mean:.2f} dB on average over noise levels"
         text += f" (a squared error about {share:.1%} smaller)."
