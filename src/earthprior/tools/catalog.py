@@ -27,8 +27,6 @@ READERS = 8
 BLOCKS_PER_SPLIT = 4
 """An area that is covered wall to wall is cut into blocks, this many for the smallest split."""
 
-# Without these GDAL looks for sidecar files, which may point anywhere.
-
 
 @dataclass(frozen=True)
 class Split:
