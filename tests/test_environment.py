@@ -94,7 +94,7 @@ def sources_of(stage: str) -> set[str]:
             found.add(path)
             waiting += [file for name in imports(path) if (file := module_file(name))]
             found.update(path.parent.glob(f"{path.stem}.*.j2"))
-    kept = {path for path in found if path.stem not in WITHOUT_EFFECT or path.parent != PACKAGE}
+    kept = {path for path in found if path.relative_to(PACKAGE).with_suffix("").parts[0] not in WITHOUT_EFFECT}
     # an __init__.py that says nothing but what its package is changes nothing either
     return {path.relative_to(ROOT).as_posix() for path in kept if path.name != "__init__.py" or [*imports(path)]}
 
@@ -146,6 +146,7 @@ def test_every_import_is_required() -> None:
         ("optuna", "tools/tune.py"),
         ("click", "cli.py"),
         ("diffusers", "diffusion/sample.py"),
+        ("pytorch_optimizer", "training/optim.py"),
         ("torchvision", "nowhere"),
     ],
 )

@@ -101,8 +101,8 @@ def test_code_hash_names_what_changed(tmp_path: Path) -> None:
 
 def test_code_hash_holds_what_trains() -> None:
     files = identity.code_hash().files
-    names = ["losses.py", "params.py", "randomness.py", "build.py", "diffusion/schedule.py", "chips/augment.py"]
-    assert {*names, "training/loop.py", "networks/unet_film.py"} <= files.keys()
+    names = ["losses.py", "params/learning.py", "randomness.py", "build.py", "diffusion/schedule.py"]
+    assert {*names, "chips/augment.py", "training/loop.py", "networks/unet_film.py"} <= files.keys()
     assert not {"cli.py", "tracking.py", "identity.py", "report.py", "chips/landscapes/synth.py"} & files.keys()
 
 

@@ -85,7 +85,7 @@ def test_all_faults_are_reported_at_once_each_with_key_value_and_what_is_allowed
         "batch_size": "'sixteen' is not allowed; a number is needed, not text",
         "epochs": "2.5 is not allowed; Input should be a valid integer",
         "ema_decay": "1.0 is not allowed; Input should be less than 1",
-        "loss_fn": "'mae' is not allowed; Input should be 'mse', 'l1' or 'charbonnier'",
+        "loss_fn": "'mae' is not allowed; Input should be 'mse', 'l1', 'charbonnier', 'ssim', 'perceptual' or",
         "grad_clip": "-1 is not allowed; Input should be greater than 0",
         "threads": "0 is not allowed; Input should be greater than or equal to 1",
         "weight_decay": "nan is not allowed; Input should be a finite number",
@@ -158,15 +158,27 @@ def test_a_key_like_no_other_is_to_be_removed(content):
     ("key", "value", "part"),
     [
         ("data.crop_px", 500, "crop_px 500 is larger than the chips (224 px)"),
-        ("data.crop_px", 58, "data.crop_px is 58 px, which unet_film cannot halve 2 times; use a multiple of 4"),
         ("data.bands", ["red", "red"], "name a band twice"),
         ("warmup_epochs", 8, "warmup_epochs 8 leaves no epoch of 8 to train in"),
         ("diffusion.beta_start", 0.5, "beta_start 0.5 is above beta_end 0.02"),
         ("unet_att_d.block_num", [2, 2], "block_num has 2 entries, filter_config 6"),
         ("evaluate.steps", 1001, "evaluate.steps 1001 exceed diffusion.timesteps 1000"),
+        ("accumulation_steps", 3, "batch_size 16 cannot be worked through in 3 equal parts"),
+        ("diffusion.zero_terminal_snr", True, "evaluate.sampler dpm_solver divides by the last alpha"),
+        ("cosine.eta_min", 0.01, "cosine.eta_min 0.01 is above lr 0.001"),
+        ("normalization.clip_percent", 3, "clip_percent 3 is not among the percentiles that stats.json keeps"),
+        ("normalization.clip_percent", 50, "should be less than 50"),
+        ("loss_weights", {"alpha": 0, "beta": 0, "gamma": 0}, "nothing to learn"),
+        ("sgd", {"momentum": 0, "nesterov": True}, "nesterov needs a momentum above 0"),
+        ("multistep.milestones", [20, 10], "milestones [20, 10] must rise"),
+        ("loss_fn", "perceptual", "loss_fn perceptual needs VGG16 weights"),
+        ("sam.base_optimizer", "sam", "'sam' is not allowed"),
+        ("lr_schedule", "step", "step.step_size 8 is not below epochs 8"),
+        ("lr_schedule", "multistep", "name no epoch between warmup_epochs 1 and epochs 8"),
     ],
 )
 def test_values_that_do_not_fit_together(content, key, value, part):
+    content["step"]["step_size"], content["multistep"]["milestones"] = 8, [1, 8]
     assert part in fault_of(content, key, value)
 
 
@@ -176,8 +188,52 @@ def test_sizes_follow_from_crop_and_buffer(content):
     assert parse(content, "params.yaml").data.train_px == content["data"]["crop_px"]
     put(content, "data.crop_px", None)
     assert parse(content, "params.yaml").data.train_px == 240
-    put(content, "data.buffer", 1)
-    assert "data.chip_size + 2 * data.buffer is 226 px" in faults_of(content)
+
+
+def test_betas_that_leave_the_unit_interval_are_found_at_load(content):
+    put(content, "diffusion.timesteps", 20)
+    assert parse(content, "params.yaml").diffusion.beta_range == (1e-6, 0.02)
+    put(content, "diffusion.scale_betas", True)
+    assert "use at least 21 timesteps" in faults_of(content)
+    put(content, "diffusion.timesteps", 21)
+    assert parse(content, "params.yaml").diffusion.beta_range == pytest.approx((1e-6 * 1000 / 21, 0.02 * 1000 / 21))
+    put(content, "diffusion.noise_schedule", "cosine")
+    put(content, "diffusion.timesteps", 20)
+    assert parse(content, "params.yaml").diffusion.timesteps == 20
+
+
+def test_pure_noise_at_the_end_needs_an_objective_that_can_stand_it(content):
+    for key, value in {"diffusion.zero_terminal_snr": True, "evaluate.sampler": "ddim"}.items():
+        put(content, key, value)
+    parse(content, "params.yaml")
+    put(content, "diffusion.precondition", "none")
+    assert "zero_terminal_snr with objective eps" in faults_of(content)
+    put(content, "objective", "v")
+    parse(content, "params.yaml")
+
+
+@pytest.mark.parametrize("rotation", [None, [30], [-180, -90, 90, 180], {"low": -15, "high": 15.5}])
+def test_rotation_is_a_list_a_range_or_null(content, rotation):
+    put(content, "augmentation.rotation_degree", rotation)
+    found = parse(content, "params.yaml").augmentation.rotation_degree
+    assert (list(found) if isinstance(rotation, list) else found) == rotation
+
+
+@pytest.mark.parametrize(
+    ("rotation", "part"),
+    [
+        ([], "give angles to choose from"),
+        (90, "give angles to choose from"),
+        ({"low": 1}, "give angles to choose from"),
+        ({"low": 1, "high": 2, "mid": 1.5}, "give angles to choose from"),
+        ({"low": 2, "high": 1}, "the range runs backwards"),
+        ([0, True], "True is no angle in degrees"),
+        (["90"], "'90' is no angle in degrees"),
+        ([math.inf], "inf is no angle in degrees"),
+    ],
+)
+def test_a_rotation_that_is_none_of_these(content, rotation, part):
+    assert part in fault_of(content, "augmentation.rotation_degree", rotation)
 
 
 @pytest.mark.parametrize("text", ["1e-05", "1e-5", "1E-5", "0.00001", "1.0e-5"])
@@ -311,6 +367,48 @@ def test_active_changes_with_what_changes_weights_and_with_nothing_else(content)
         after = active(parse(content, "params.yaml"))
         assert after != before
         before = after
+
+
+@pytest.mark.parametrize(
+    ("choice", "sections"),
+    [
+        ({"optimizer": "sgd"}, {"sgd"}),
+        ({"optimizer": "sam", "sam.base_optimizer": "rmsprop"}, {"sam", "rmsprop"}),
+        ({"loss_fn": "ssim"}, {"ssim", "adamw"}),
+        ({"loss_fn": "hybrid_light"}, {"ssim", "loss_weights", "adamw"}),
+        ({"loss_fn": "perceptual", "perceptual.weights": "vgg16.pth"}, {"perceptual", "adamw"}),
+        ({"lr_schedule": "onecycle"}, {"onecycle", "adamw"}),
+    ],
+)
+def test_a_choice_activates_what_it_rests_on(content, choice, sections):
+    for key, value in choice.items():
+        put(content, key, value)
+    named = {key.split(".")[0] for key in active(parse(content, "params.yaml")) if "." in key}
+    always = {"data", "normalization", "augmentation", "diffusion", "unet_film", "cosine"}
+    assert named - always == sections - always
+
+
+@pytest.mark.parametrize(
+    ("choice", "idle"),
+    [
+        ({}, {"objective", "diffusion.min_snr_gamma"}),
+        ({"diffusion.weighting": "min_snr"}, {"objective"}),
+        ({"diffusion.weighting": "min_snr", "loss_fn": "l1"}, set()),
+        ({"diffusion.weighting": "uniform"}, {"diffusion.min_snr_gamma"}),
+        ({"diffusion.noise_schedule": "cosine", "diffusion.weighting": "min_snr"},
+         {"objective", "diffusion.beta_start", "diffusion.beta_end", "diffusion.scale_betas"}),
+        ({"lr_schedule": "onecycle", "diffusion.weighting": "min_snr"}, {"objective", "warmup_epochs"}),
+        ({"normalization.apply_normalization": False, "diffusion.weighting": "min_snr"},
+         {"objective", "normalization.normal_strategy"}),
+    ],
+)  # fmt: skip
+def test_keys_that_a_choice_leaves_without_effect_are_not_active(content, choice, idle):
+    for key, value in choice.items():
+        put(content, key, value)
+    keys = set(active(parse(content, "params.yaml")))
+    candidates = {"objective", "diffusion.min_snr_gamma", "diffusion.beta_start", "diffusion.beta_end"}
+    candidates |= {"diffusion.scale_betas", "warmup_epochs", "normalization.normal_strategy"}
+    assert candidates - keys == idle
 
 
 def test_evaluation_holds_what_only_evaluate_reads(committed):

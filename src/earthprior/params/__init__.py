@@ -1,0 +1,31 @@
+"""params.yaml as typed records: the only reader of that file.
+
+All faults are reported at once, each with its dotted key, the value, what is allowed and, for a misspelt key, the
+nearest known one. ruamel.yaml is used because DVC itself reads and writes the file with it: PyYAML takes the `1e-05`
+that DVC writes for a string.
+"""
+
+from earthprior.params.chips import CLIP_PERCENTS, AugmentationParams, DataParams, NormalizationParams
+from earthprior.params.kinds import Section
+from earthprior.params.learning import DiffusionParams
+from earthprior.params.reading import load, parse, read_mapping
+from earthprior.params.whole import SELECTORS, EvaluateParams, Params, active, evaluation, flatten, known_keys
+
+__all__ = [
+    "CLIP_PERCENTS",
+    "SELECTORS",
+    "AugmentationParams",
+    "DataParams",
+    "DiffusionParams",
+    "EvaluateParams",
+    "NormalizationParams",
+    "Params",
+    "Section",
+    "active",
+    "evaluation",
+    "flatten",
+    "known_keys",
+    "load",
+    "parse",
+    "read_mapping",
+]
