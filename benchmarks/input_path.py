@@ -101,7 +101,9 @@ def all_ways(folder: Path, rows: list[ChipRow], batch: int) -> dict[str, Callabl
     with rasterio.open(paths[0]) as source:
         spec = ChipSpec(tuple(f"b{number}" for number in range(source.count)), source.width, 0, None)
     order = [range(start, min(start + batch, len(rows))) for start in range(0, len(rows), batch)]
-    params = NormalizationParams(apply_normalization=True, normal_strategy="min_max", stat_procedure="lab")
+    params = NormalizationParams(
+        apply_normalization=True, normal_strategy="min_max", stat_procedure="lab", clip_percent=0.0, clip_val=None
+    )
     normalizer = Normalizer(params, {"bands": [], "per_band": {}, "all_bands": {}})
     device = torch.device("cpu")
 

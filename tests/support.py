@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from earthprior.chips.normalize import Affine
 from earthprior.diffusion import linear
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NoiseSchedule
+from earthprior.params import CLIP_PERCENTS
 
 
 def linear_schedule(timesteps: int = 1000, first: float = 1e-6, last: float = 0.02) -> NoiseSchedule:
@@ -63,11 +65,18 @@ def toy_linear(bands: int = 4, size: int = 16, count: int = 64, mean: float | Te
 def stats_of(raw: Tensor, bands: Sequence[str]) -> dict[str, Any]:
     """What stats.json says of raw chips (B, C, H, W), as far as normalization reads it."""
 
-    def summary(values: Tensor) -> dict[str, float]:
-        values = values.double()
+    def moments(values: Tensor) -> dict[str, float]:
         mean = float(values.mean())
         std = math.sqrt(float(((values - mean) ** 2).mean()))
         return {"min": float(values.min()), "max": float(values.max()), "mean": mean, "std": std}
+
+    def summary(values: Tensor) -> dict[str, Any]:
+        values = values.double().flatten()
+        clipped = {}
+        for percent in filter(None, CLIP_PERCENTS):
+            low, high = np.percentile(values.numpy(), [percent, 100 - percent])
+            clipped[f"{percent:g}"] = moments(values.clamp(low, high))
+        return {**moments(values), "clipped": clipped}
 
     per_band = {band: summary(raw[:, index]) for index, band in enumerate(bands)}
     return {"bands": list(bands), "per_band": per_band, "all_bands": summary(raw)}

@@ -102,6 +102,18 @@ def test_samples_are_shown_under_the_stretch_of_the_real_chips() -> None:
     assert any(np.allclose(image, expected) for image in images)
 
 
+def test_samples_stand_alone_where_no_real_pixel_is_valid() -> None:
+    pixels, valids = chips(2)
+    nowhere = [valid & False for valid in valids]
+    figure = figures.sample_figure(pixels, nowhere, pixels, BANDS)
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    expected = Stretch.of(pixels, valids).rgba(pixels[0], valids[0], (0, 1, 2))
+    assert any(np.allclose(image, expected) for image in images)
+    assert "of the sampled" in text_of(figure)
+    drawn = figures.histogram_figure(pixels, nowhere, pixels, BANDS).axes[0]
+    assert drawn.get_xlim()[1] > 3000
+
+
 def test_denoising_panels_share_the_clean_chips_stretch_and_one_error_scale() -> None:
     (clean,), (valid,) = chips(1)
     valid[:2] = False

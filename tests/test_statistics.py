@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from earthprior.chips.statistics import PERCENTILES, BandStatistics, merged, summarize
+from earthprior.params import CLIP_PERCENTS
 
 RANDOM = np.random.default_rng(0)
 
@@ -28,6 +29,43 @@ def test_integers_are_exact(dtype, low, high):
     assert found["std"] == pytest.approx(whole.std(), rel=1e-13)
     for percent in PERCENTILES:
         assert found["percentiles"][f"{percent:g}"] == pytest.approx(np.percentile(whole, percent), rel=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("uint8", 0, 9), ("uint16", 0, 65535), ("int16", -32768, 32767)])
+@pytest.mark.parametrize("sizes", [(1,), (7, 2), (5000, 333)])
+def test_clipped_integers_are_exact(dtype, low, high, sizes):
+    chips = [RANDOM.integers(low, high, size, endpoint=True).astype(dtype) for size in sizes]
+    whole = np.concatenate(chips).astype(np.float64)
+    found = statistics_of(chips, dtype).to_json()
+    assert set(found["clipped"]) == {f"{percent:g}" for percent in CLIP_PERCENTS if percent}
+    for key, clipped in found["clipped"].items():
+        limits = np.percentile(whole, [float(key), 100 - float(key)])
+        expected = whole.clip(*limits)
+        assert [clipped["min"], clipped["max"]] == pytest.approx(limits, rel=1e-12)
+        assert (clipped["mean"], clipped["std"]) == pytest.approx((expected.mean(), expected.std()), rel=1e-12)
+        assert clipped["min"] == found["percentiles"][key]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4, 1e30])
+def test_clipped_floats_are_as_near_as_their_bins(scale):
+    chips = [(scale * RANDOM.normal(0.2, 0.1, size)).astype(np.float32) for size in (1, 5000, 8000)]
+    # What clipping is for.
+    chips.append(np.array([1e6 * scale, -1e6 * scale], np.float32))
+    whole = np.concatenate(chips).astype(np.float64)
+    for key, clipped in statistics_of(chips, "float32").to_json()["clipped"].items():
+        expected = whole.clip(*np.percentile(whole, [float(key), 100 - float(key)]))
+        nearness = 1e-3 * scale
+        assert clipped["min"] == pytest.approx(expected.min(), abs=nearness)
+        assert clipped["max"] == pytest.approx(expected.max(), abs=nearness)
+        assert clipped["mean"] == pytest.approx(expected.mean(), abs=nearness)
+        assert clipped["std"] == pytest.approx(expected.std(), abs=nearness)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 3), ("float32", 0.1), ("float32", -1e30)])
+def test_a_clipped_constant_has_no_spread(dtype, value):
+    chip = np.full(1000, value, dtype)
+    for clipped in statistics_of([chip] * 3, dtype).to_json()["clipped"].values():
+        assert clipped == {"min": chip[0], "max": chip[0], "mean": chip[0], "std": 0.0}
 
 
 def test_a_small_spread_on_a_large_mean_survives():
@@ -69,6 +107,8 @@ def test_all_bands_is_the_union():
     assert whole["count"] == 1400
     assert whole["mean"] == pytest.approx(both.mean())
     assert whole["std"] == pytest.approx(both.std())
+    clipped = both.clip(*np.percentile(both, [5, 95]))
+    assert whole["clipped"]["5"]["mean"] == pytest.approx(clipped.mean())
 
 
 def test_merged_floats_equal_the_union():

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 
+from earthprior import build
 from earthprior.errors import DataError
+from earthprior.params import CLIP_PERCENTS
 from earthprior.stages import stats
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +67,11 @@ def test_statistics_of_valid_train_pixels(stage, tmp_path):
         assert found["per_band"][name]["std"] == pytest.approx(band.std(), rel=1e-12)
         assert found["per_band"][name]["min"] == band.min() > 0
         assert found["per_band"][name]["percentiles"]["99.9"] == pytest.approx(np.percentile(band, 99.9))
+        cut = band.clip(*np.percentile(band, [2, 98]))
+        wanted = {"min": cut.min(), "max": cut.max(), "mean": cut.mean(), "std": cut.std()}
+        assert found["per_band"][name]["clipped"]["2"] == pytest.approx(wanted, rel=1e-12)
     assert found["all_bands"]["count"] == whole.size
+    assert found["all_bands"]["clipped"]["2"]["max"] == pytest.approx(np.percentile(whole, 98), rel=1e-12)
     assert found["valid_fraction"] == 0.75
     assert found["chips"] == {"train": 8, "validate": 4, "test": 0, "skipped_lines": []}
     assert (found["dtype"], found["chip_size"]) == ("uint16", 32)
@@ -82,6 +89,22 @@ def test_readers_change_no_bit(stage, dtype):
         results = stage(dtype=dtype, overrides={"operation.readers": readers})
         contents.append((results / "stats.json").read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_normalization_takes_its_limits_from_the_stage(stage, make_params, tmp_path):
+    found = json.loads((stage(dtype="float32") / "stats.json").read_text())
+    chips = []
+    for index in (0, 1, 3, 4, 6, 7, 9, 10):
+        with rasterio.open(tmp_path / f"data/chips/chip_{index:03d}.tif") as source:
+            chips.append(source.read())
+    raw = torch.from_numpy(np.stack(chips))
+    for percent in CLIP_PERCENTS:
+        overrides = {"normalization.clip_percent": percent, "normalization.normal_strategy": "min_max"}
+        normalizer = build.normalizer(make_params(overrides), found)
+        x0, _ = normalizer.normalize(raw, torch.ones(8, 32, 32, dtype=torch.bool))
+        assert (x0.min(), x0.max()) == pytest.approx((0, 1), abs=1e-6)
+        cut = ((x0 == 0) | (x0 == 1)).float().mean()
+        assert cut == pytest.approx(2 * percent / 100, abs=2e-3)
 
 
 def test_identity_follows_every_chip(stage):

@@ -127,9 +127,9 @@ def _band_grid(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _pair_of_histograms(axes: Axes, real: Array, sampled: Array, limits: tuple[float, float] | None = None) -> None:
-    """Real as a filled area, sampled as a line; the range is that of the real pixels with a margin."""
+    """Real as a filled area, sampled as a line; the range is that of the real pixels, if any, with a margin."""
     if limits is None:
-        low, high = np.percentile(real, [0.1, 99.9]) if real.size else (0.0, 1.0)
+        low, high = np.percentile(real if real.size else sampled, [0.1, 99.9])
         margin = 0.12 * max(float(high - low), 1e-12)
         limits = (float(low) - margin, float(high) + margin)
     # Densities are of all pixels, also those outside the range, so that the two stay comparable.

@@ -128,7 +128,7 @@ def chips_figure(
 def sample_figure(
     real: Sequence[Array], valids: Sequence[Array], sampled: Sequence[Array], bands: Sequence[str], columns: int = 8
 ) -> Figure:
-    """Sampled chips beside real ones, both under the stretch of the real ones.
+    """Sampled chips beside real ones, both under the stretch of the real ones (the sampled, if no real pixel is valid).
 
     Args:
         real: Real chips (C, H, W), physical values; as many as `columns` are shown.
@@ -137,13 +137,15 @@ def sample_figure(
         bands: Names in band order.
         columns: Chips side by side.
     """
-    stretch = Stretch.of(real, valids)
+    everywhere = [np.ones(chip.shape[1:], bool) for chip in sampled]
+    measured = any(np.any(valid) for valid in valids)
+    stretch = Stretch.of(real, valids) if measured else Stretch.of(sampled, everywhere)
     shown = views(bands)
     columns = max(1, min(columns, max(len(real), len(sampled))))
     blocks = [("real", list(real[:columns]), list(valids[:columns]))]
     for start in range(0, len(sampled), columns):
-        part = list(sampled[start : start + columns])
-        blocks.append(("sampled", part, [np.ones(chip.shape[1:], bool) for chip in part]))
+        part = slice(start, start + columns)
+        blocks.append(("sampled", list(sampled[part]), everywhere[part]))
     heads_in = [0.06 if row == 0 else 0.0 for _ in blocks for row in range(len(shown))]
     with styled():
         figure, grid = image_grid(len(heads_in), columns, 10.2 / max(columns, 6), 0.36, heads_in, _FOOT_IN)
@@ -155,7 +157,8 @@ def sample_figure(
                     else:
                         axes.set_axis_off()
         row_labels(grid, [f"{name}\n{title}" for name, _, _ in blocks for title in shown])
-        caption(figure, _caption(shown, any(not np.all(valid) for valid in blocks[0][2]), "real pixels"))
+        source = "real pixels" if measured else "sampled pixels"
+        caption(figure, _caption(shown, any(not np.all(valid) for valid in blocks[0][2]), source))
     return figure
 
 

@@ -23,8 +23,6 @@ REAL, SAMPLED = "#4d5560", NETWORK
 
 INK, QUIET, GRID = "#22262b", "#5d646d", "#e3e6ea"
 
-BAND_COLOURS = {"blue": "#2f6fd0", "green": "#2e9446", "red": "#cc3b36", "nir": "#7b3fa0"}
-
 _RC = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,

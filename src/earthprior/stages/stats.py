@@ -136,7 +136,7 @@ def _content(
     md5, files = data_version(root) if params.data.dir == "data" else (None, None)
     train = [finding for finding in found.findings if finding.row.usage == "train"]
     return {
-        "format": 1,
+        "format": 2,
         "data": {
             "md5": md5,
             "nfiles": files,
