@@ -136,7 +136,7 @@ def test_the_linear_filter_gets_enough_crops_the_same_for_every_seed(prepared, r
 
 def test_the_linear_filter_sees_no_augmentation(prepared, make_params):
     _, chosen, normalizer = prepared
-    off = {"augmentation.flip": False, "augmentation.rotate_90": False, "augmentation.br_range": None}
+    off = {"augmentation.flip": False, "augmentation.rotation_degree": None, "augmentation.br_range": None}
     assert torch.equal(
         fitted_on(make_params(off), chosen, normalizer)[0], fitted_on(make_params(), chosen, normalizer)[0]
     )

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from earthprior.chips.augment import augment, grid_crops
+from earthprior.chips.augment import augment
 from earthprior.chips.batch import Batch, prepare
 from earthprior.chips.catalog import ChipRow, load_catalog
+from earthprior.chips.crops import grid_crops
 from earthprior.chips.loader import load_batches
 from earthprior.chips.normalize import Normalizer
 from earthprior.chips.read import ChipSpec
@@ -35,7 +36,16 @@ LINEAR_CHIPS = 2048
 """Chips that it is fitted on at most: more would cost reading and gain nothing."""
 
 AS_THEY_ARE = AugmentationParams(
-    flip=False, rotate_90=False, scale_factor=None, br_range=None, contrast_range=None, crop_strategy="random"
+    flip=False,
+    rotation_degree=None,
+    scale_factor=None,
+    crop_strategy="random",
+    patch_shift_px=None,
+    contrast_range=None,
+    br_range=None,
+    bshift_gamma_range=None,
+    patch_gamma_range=None,
+    sigma_range=None,
 )
 
 
