@@ -33,6 +33,23 @@ def test_features_at_pixels_are_the_bilinearly_upsampled_pyramid() -> None:
     assert torch.allclose(at_pixels(pyramid, every_pixel(), SIZE), whole.flatten(1).T, atol=1e-5)
 
 
+@pytest.mark.parametrize("px", [21, 6, 3])
+def test_features_of_odd_sizes_lie_where_their_pixels_are(px: int) -> None:
+    """A level's pixel stands for 2**i x 2**i px also where these do not divide px: the last ones reach beyond."""
+    whole = [torch.randn(3, 32 >> i, 32 >> i) for i in range(6)]
+    sizes = [-(-px // 2**i) for i in range(6)]
+    repeated = [F.pad(level[:, :n, :n], (0, 32, 0, 32), "replicate") for level, n in zip(whole, sizes, strict=True)]
+    expected = torch.cat(
+        [
+            F.interpolate(level[None], scale_factor=2**i, mode="bilinear", align_corners=False)[0, :, :px, :px]
+            for i, level in enumerate(repeated)
+        ]
+    )
+    points = torch.cartesian_prod(torch.arange(px), torch.arange(px))
+    found = at_pixels([level[:, :n, :n] for level, n in zip(whole, sizes, strict=True)], points, px)
+    assert torch.allclose(found, expected.flatten(1).T, atol=1e-5)
+
+
 def test_each_pixel_is_read_from_a_crop_that_holds_it_near_the_middle() -> None:
     points, px = every_pixel(), 8
     seen = torch.zeros(len(points), dtype=torch.long)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from earthprior.errors import ParamsError
-from earthprior.networks.unet_att_d import UNetAttD
+from earthprior.networks.unet_att_d import TimeLevels, UNetAttD
 
 DEFAULT = (64, 256, 512, 1024, 2048, 4096)
 KEY_HASH = "63f50561d7fec46a4ffbbf2c23b9b96f97a9b894ae5166d2b1f4f099f784b169"
@@ -80,7 +80,7 @@ def test_keys_shapes_and_their_order_are_the_tutorials() -> None:
 
 
 def test_parameter_counts_per_module() -> None:
-    found = {name: count(module) for name, module in on_meta().named_children() if name != "pool"}
+    found = {name: count(module) for name, module in on_meta().named_children()}
     assert found == PER_MODULE
 
 
@@ -108,15 +108,32 @@ def test_upmodes(upmode: Any, shapes: dict[str, tuple[int, ...]]) -> None:
     assert network(torch.randn(2, 4, 8, 16), torch.tensor([0, 999])).shape == (2, 4, 8, 16)
 
 
-@pytest.mark.parametrize("levels", [2, 3, 5])
+@pytest.mark.parametrize("levels", range(2, 8))
 @pytest.mark.parametrize("attention", [True, False])
-def test_any_number_of_levels(levels: int, attention: bool) -> None:
+@pytest.mark.parametrize("time_injection", ["none", "bottleneck", "all"])
+def test_any_number_of_levels_on_any_size(levels: int, attention: bool, time_injection: Any) -> None:
     widths = tuple(4 + 2 * i for i in range(levels))
-    network = tiny(filter_config=widths, block_num=(1,) * levels, use_skipAtt=attention)
-    px = 2 * network.stride
+    network = tiny(filter_config=widths, block_num=(1,) * levels, use_skipAtt=attention, time_injection=time_injection)
     assert network.stride == 2 ** (levels - 1)
-    pyramid = network.features(torch.randn(2, 4, px, px), torch.tensor([3, 4]))
-    assert [tuple(f.shape) for f in pyramid] == [(2, w, px >> i, px >> i) for i, w in enumerate(widths)]
+    for height, width in ((37, 53), (2 * network.stride, network.stride), (3, 1)):
+        x, t = torch.randn(2, 4, height, width), torch.tensor([3, 4])
+        network.train()
+        pyramid = network.features(x, t)
+        sizes = [(2, w, -(-height // 2**i), -(-width // 2**i)) for i, w in enumerate(widths)]
+        assert [tuple(f.shape) for f in pyramid] == sizes
+        network(x, t).square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+        network.eval()
+        alone = network(x[:1], t[:1])
+        assert alone.shape == (1, 4, height, width)
+        torch.testing.assert_close(alone, network(x, t)[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_mirrors_the_chip() -> None:
+    network = tiny().eval()
+    x, t = torch.randn(1, 4, 13, 16), torch.tensor([10])
+    mirrored = torch.cat([x, x[..., [11, 10, 9], :]], dim=2)
+    assert torch.equal(network(x, t), network(mirrored, t)[..., :13, :])
 
 
 def test_the_head_reads_the_finest_features() -> None:
@@ -126,18 +143,94 @@ def test_the_head_reads_the_finest_features() -> None:
     assert network(x, t).shape == (2, 2, 16, 16)
 
 
+def at_two_timesteps(network: UNetAttD) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Output and pyramid of the same chips at t = 50 and t = 950."""
+    network.eval()
+    x = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        early, late = ([network(x, t), *network.features(x, t)] for t in (torch.full((4,), 50), torch.full((4,), 950)))
+    return early, late
+
+
+def trained_to_scale(time_injection: Any) -> UNetAttD:
+    """After 40 steps of learning (1 - t / 500) x: what t says decides even the sign."""
+    network = tiny(dropout_rate=0.0, time_embedding_dim=32, time_injection=time_injection)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        x, t = torch.randn(8, 4, 16, 16, generator=generator), torch.randint(0, 1000, (8,), generator=generator)
+        optimizer.zero_grad()
+        (network(x, t) - (1 - t / 500).reshape(-1, 1, 1, 1) * x).square().mean().backward()
+        optimizer.step()
+    return network
+
+
 def test_the_timestep_reaches_the_output() -> None:
     # The tutorial once added the embedding after the decoder had read the bottleneck; then this difference is 0.
-    network = tiny(dropout_rate=0.0)
-    x = torch.randn(2, 4, 16, 16)
+    early, late = at_two_timesteps(tiny(dropout_rate=0.0))
+    assert (early[0] - late[0]).abs().max() > 1e-4
+
+
+def test_without_injection_the_timestep_does_nothing_and_its_weights_stay() -> None:
+    network = trained_to_scale("none")
+    early, late = at_two_timesteps(network)
+    assert all(torch.equal(one, other) for one, other in zip(early, late, strict=True))
+    untrained = tiny(time_embedding_dim=32).time_mlp.state_dict()
+    assert all(torch.equal(value, untrained[name]) for name, value in network.time_mlp.state_dict().items())
+    assert list(network.state_dict()) == list(tiny().state_dict())
+
+
+def test_at_every_level_the_timestep_steers_each_level_and_the_output_more() -> None:
+    moved = {}
+    for time_injection in ("bottleneck", "all"):
+        early, late = at_two_timesteps(trained_to_scale(time_injection))
+        moved[time_injection] = [((a - b).std() / a.std()).item() for a, b in zip(early, late, strict=True)]
+    output, *levels = moved["all"]
+    assert output > 2 * moved["bottleneck"][0]
+    assert min(levels) > 0.1
+
+
+def test_every_projection_of_the_timestep_reaches_its_level() -> None:
+    network = tiny(dropout_rate=0.0, time_injection="all")
+    assert isinstance(network.time_levels, TimeLevels)
+    (_, *plain), _ = at_two_timesteps(network)
+    for side, level, reached in (
+        (network.time_levels.encoder, 0, [0, 1, 2]),
+        (network.time_levels.encoder, 1, [0, 1, 2]),
+        (network.time_levels.decoder, 0, [0]),
+        (network.time_levels.decoder, 1, [0, 1]),
+    ):
+        weight = side.get_parameter(f"{level}.weight")
+        nn.init.normal_(weight)
+        (_, *moved), _ = at_two_timesteps(network)
+        nn.init.zeros_(weight)
+        far = [(a - b).std() / a.std() for a, b in zip(plain, moved, strict=True)]
+        assert [i for i, distance in enumerate(far) if distance > 0] == reached
+        assert far[level] > 0.1
+
+
+def test_the_tutorials_weights_load_where_time_enters_everywhere() -> None:
+    before, after = tiny(dropout_rate=0.0), tiny(dropout_rate=0.0, time_injection="all")
+    added = list(after.state_dict())[len(before.state_dict()) :]
+    assert list(after.state_dict()) == [*before.state_dict(), *added]
+    assert {name.split(".")[0] for name in added} == {"time_levels"}
+    # The modules that come last change no other weight's initialization.
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
     with torch.no_grad():
-        network.time_mlp[0].weight.mul_(10)
-        early, late = (network(x, torch.full((2,), t)) for t in (1, 700))
-    assert (early - late).abs().max() > 1e-4
+        before.get_parameter("encoder_1.block.0.weight").mul_(2)
+    found = after.load_state_dict(before.state_dict(), strict=False)
+    assert found.missing_keys == added
+    assert found.unexpected_keys == []
+    for one, other in zip(at_two_timesteps(before)[0], at_two_timesteps(after)[0], strict=True):
+        assert torch.equal(one, other)
 
 
-def test_every_parameter_gets_a_finite_gradient() -> None:
-    network = tiny()
+@pytest.mark.parametrize("time_injection", ["bottleneck", "all"])
+def test_every_parameter_gets_a_finite_gradient(time_injection: Any) -> None:
+    network = tiny(time_injection=time_injection)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.abs().max() > 0:
+            nn.init.normal_(layer.weight)
     network(torch.randn(2, 4, 16, 16), torch.tensor([5, 500])).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -168,9 +261,45 @@ def test_dropout_acts_in_training_only() -> None:
         torch.testing.assert_close(network(x, t), network(x, t), atol=0, rtol=0)
 
 
-def test_a_size_that_does_not_divide_is_named() -> None:
-    with pytest.raises(ParamsError, match=r"18 x 16 px.*divisible by 4.*data\.crop_px"):
-        tiny()(torch.randn(1, 4, 18, 16), torch.tensor([0]))
+@pytest.mark.parametrize(("dropout_type", "whole"), [("traditional", False), ("spatial", True)])
+def test_spatial_dropout_drops_whole_channels(dropout_type: Any, whole: bool) -> None:
+    block = tiny(block_num=(1, 1, 1), dropout_type=dropout_type, dropout_rate=0.5).get_submodule("encoder_3.block")
+    assert isinstance(block, nn.Sequential)
+    dropped = block[-1](torch.ones(4, 8, 6, 6)) == 0
+    assert 0.2 < dropped.float().mean() < 0.8
+    assert (dropped == dropped[..., :1, :1]).all() == whole
+
+
+def test_every_option_changes_the_output() -> None:
+    x, t = torch.randn(2, 4, 16, 16), torch.tensor([10, 700])
+    outputs = []
+    for kwargs in (
+        {},
+        {"block_num": (1, 1, 2)},
+        {"filter_config": (4, 8, 8)},
+        {"dropout_rate": 0.0},
+        {"dropout_rate": 0.4},
+        {"dropout_type": "spatial"},
+        {"upmode": "fixed"},
+        {"upmode": "deconv_1"},
+        {"upmode": "DUC"},
+        {"use_skipAtt": False},
+        {"time_embedding_dim": 12},
+        {"time_injection": "none"},
+    ):
+        network = tiny(**kwargs)
+        torch.manual_seed(1)
+        outputs.append(network(x, t))
+    assert not any(torch.equal(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+def test_one_pixel_of_one_chip_is_too_little_for_batchnorm() -> None:
+    x, t = torch.randn(2, 4, 3, 4), torch.tensor([0, 5])
+    with pytest.raises(ParamsError, match=r"up to 4 x 4 px.*batch_size or data\.crop_px"):
+        tiny()(x[:1], t[:1])
+    assert tiny()(x, t).shape == x.shape
+    assert tiny()(torch.randn(1, 4, 4, 5), t[:1]).shape == (1, 4, 4, 5)
+    assert tiny().eval()(x[:1], t[:1]).shape == (1, 4, 3, 4)
 
 
 def test_a_condition_is_refused() -> None:
@@ -185,6 +314,7 @@ def test_a_condition_is_refused() -> None:
         ({"block_num": (1, 1)}, "2 entries for 3 levels"),
         ({"block_num": (1, 0, 1)}, "at least 1"),
         ({"dropout_type": "alpha"}, "'alpha'.*traditional or spatial"),
+        ({"time_injection": "top"}, "'top'.*none, bottleneck or all"),
         ({"upmode": "bicubic"}, "'bicubic'.*fixed, deconv_1"),
     ],
 )

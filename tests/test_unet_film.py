@@ -96,7 +96,7 @@ def test_attention_sees_the_whole_chip() -> None:
         attend = SelfAttention(8) if attention else nn.Conv2d(8, 8, 3, padding=1)
         if isinstance(attend, SelfAttention):
             nn.init.normal_(attend.out.weight)
-            attend.norm = nn.Identity()  # its statistics alone would carry the change
+            attend.norm = nn.Identity()  # type: ignore[assignment]  # its statistics alone would carry the change
         with torch.no_grad():
             lift = torch.cat([x, x], 1), torch.cat([moved, moved], 1)
             far[attention] = (attend(lift[0]) - attend(lift[1]))[..., -1, -1].abs().max().item()
@@ -162,9 +162,35 @@ def test_dropout_acts_in_training_only() -> None:
     torch.testing.assert_close(network(x, t), network(x, t), atol=0, rtol=0)
 
 
-def test_a_size_that_does_not_divide_is_named() -> None:
-    with pytest.raises(ParamsError, match=r"16 x 18 px.*divisible by 4.*data\.crop_px"):
-        tiny()(torch.randn(1, 4, 16, 18), torch.tensor([0]))
+@pytest.mark.parametrize("levels", range(1, 8))
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (3, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_size(levels: int, height: int, width: int, batch: int) -> None:
+    channels = (8, 12, 8, 12, 8, 16, 8)[:levels]
+    network = tiny(channels=channels, blocks=1, attention=levels > 3)
+    x, t = torch.randn(batch, 4, height, width), torch.randint(0, 1000, (batch,))
+    out = network(x, t)
+    assert out.shape == x.shape
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    sizes = [(batch, c, -(-height // 2**i), -(-width // 2**i)) for i, c in enumerate(channels)]
+    assert [tuple(f.shape) for f in network.features(x, t)] == sizes
+
+
+def test_padding_mirrors_the_chip() -> None:
+    network, t = tiny(), torch.tensor([10])
+    x = torch.randn(1, 4, 16, 13)
+    mirrored = torch.cat([x, x[..., [11, 10, 9]]], dim=3)
+    for part, whole in zip(network.features(x, t), network.features(mirrored, t), strict=True):
+        assert torch.equal(part, whole[..., : part.shape[3]])
+
+
+def test_a_norm_is_torchs() -> None:
+    norm = tiny().head_norm
+    nn.init.normal_(norm.weight)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(norm(x), nn.functional.group_norm(x, 8, norm.weight, norm.bias))
+    torch.testing.assert_close(norm(x[:1, :, :1, :1]), norm.bias.reshape(1, 8, 1, 1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kwargs", [{"channels": ()}, {"channels": (8, 0)}, {"blocks": 0}])

@@ -6,6 +6,7 @@ int64, row and column. Features are computed at the asked pixels alone: the full
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -136,7 +137,8 @@ def at_pixels(pyramid: Sequence[Tensor], points: Tensor, px: int) -> Tensor:
     """A pyramid, bilinearly upsampled to px and concatenated, at some pixels only.
 
     Args:
-        pyramid: Levels (D_i, h_i, w_i).
+        pyramid: Levels (D_i, h_i, w_i), whose pixels stand for 1, 2, 4, 8, ... px each way; of a level that does not
+            divide px, the last row and column reach beyond it.
         points: (N, 2) rows and columns in [0, px).
         px: Width and height of the pixel grid.
 
@@ -144,11 +146,11 @@ def at_pixels(pyramid: Sequence[Tensor], points: Tensor, px: int) -> Tensor:
         (N, sum of D_i) float32.
     """
     # grid_sample wants (x, y) in [-1, 1], with pixel centres at half steps.
-    grid = (2 * (points.flip(1).float() + 0.5) / px - 1)[None, None]
-    sampled = [
-        F.grid_sample(
-            level[None].float(), grid.to(level.device), mode="bilinear", padding_mode="border", align_corners=False
-        )[0, :, 0]
-        for level in pyramid
-    ]
+    places = 2 * (points.flip(1).float() + 0.5)
+    sampled = []
+    for level in pyramid:
+        reach = level.shape[-1] * 2 ** math.ceil(math.log2(px / level.shape[-1]))
+        grid = (places / reach - 1)[None, None].to(level.device)
+        values = F.grid_sample(level[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        sampled.append(values[0, :, 0])
     return torch.cat(sampled).T

@@ -1,7 +1,8 @@
 """The tutorial's denoiser `unet_att_d`: a BatchNorm U-Net with additive attention gates on its skips.
 
-Its state_dict has the tutorial's keys and shapes, so that weights trained there load here. Time enters at the
-bottleneck only, as in the tutorial; for new work choose `unet_film`.
+Its state_dict has the tutorial's keys and shapes, so that weights trained there load here. In the tutorial time enters
+at the bottleneck only, which barely conditions the network; `time_injection: all` mends that. For new work choose
+`unet_film`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from earthprior.errors import ParamsError
 from earthprior.networks.embedding import timestep_embedding
+from earthprior.networks.padding import crop_levels, pad_to_multiple
+from earthprior.networks.recompute import run_level
 
 UpMode = Literal["fixed", "deconv_1", "deconv_2", "DUC"]
 DropoutType = Literal["traditional", "spatial"]
+TimeInjection = Literal["none", "bottleneck", "all"]
 
 
 class ConvBlock(nn.Module):
@@ -102,13 +107,37 @@ class AttentionGate(nn.Module):
         return skip * weight
 
 
+class TimeLevels(nn.Module):
+    """A vector per encoder and decoder level, linear in a hidden layer over the sinusoids of t.
+
+    They start at zero: a network whose other weights come from the tutorial starts as the tutorial's.
+    """
+
+    def __init__(self, embedding_dim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(embedding_dim, embedding_dim), nn.SiLU())
+        self.encoder = nn.ModuleList(nn.Linear(embedding_dim, width) for width in widths)
+        self.decoder = nn.ModuleList(nn.Linear(embedding_dim, width) for width in widths)
+        for parameter in (*self.encoder.parameters(), *self.decoder.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, sinusoids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(B, embedding_dim) -> for the encoder and for the decoder, one (B, width, 1, 1) per level, finest first."""
+        hidden = self.mlp(sinusoids)
+        encoder, decoder = (
+            [layer(hidden)[:, :, None, None] for layer in side] for side in (self.encoder, self.decoder)
+        )
+        return encoder, decoder
+
+
 class UNetAttD(nn.Module):
-    """U-Net with attention gates on the skips and the timestep added at the bottleneck.
+    """U-Net with attention gates on the skips and the timestep added at the bottleneck, or at every level.
 
     Level i = 0 .. L-1 has `filter_config[i]` channels at 1 / 2**i of the resolution. Modules are numbered as in the
     tutorial: `encoder_1..L` from fine to coarse, `decoder_i`, `conv{i}`, `Att{i}` for i = 1..L-1 from coarse to fine.
 
-    BatchNorm needs more than one value per channel in training: a batch of 1 needs chips larger than `stride`.
+    Chips may have any size; they are padded to a multiple of `stride` inside. With `activation_checkpointing` set, the
+    backward pass computes each level's activations again: the same bits from less memory.
 
     Args:
         in_channels: Channels of x.
@@ -120,6 +149,10 @@ class UNetAttD(nn.Module):
         upmode: fixed, deconv_1, deconv_2 or DUC.
         use_skipAtt: Attention gates on the skips.
         time_embedding_dim: Length of the sinusoidal embedding of t.
+        time_injection: none (the weights are there and stay as they are: for checkpoints from before the tutorial's
+            embedding had an effect), bottleneck, or all: at the end of each level's block as well, behind its last
+            BatchNorm. The next level's BatchNorm takes away what a batch has in common, so that chips of a batch
+            should differ in t.
     Raises:
         ParamsError: If the lists do not fit each other or a choice is unknown.
     """
@@ -136,21 +169,29 @@ class UNetAttD(nn.Module):
         upmode: UpMode = "deconv_2",
         use_skipAtt: bool = True,
         time_embedding_dim: int = 128,
+        time_injection: TimeInjection = "bottleneck",
     ) -> None:
         super().__init__()
         widths, blocks = list(filter_config), list(block_num)
         _check_levels(widths, blocks, dropout_type)
+        if time_injection not in ("none", "bottleneck", "all"):
+            raise ParamsError(
+                f"unet_att_d.time_injection: {time_injection!r} is unknown - choose none, bottleneck or all"
+            )
         self.levels = len(widths)
         self.stride = 2 ** (self.levels - 1)
         self.time_embedding_dim = time_embedding_dim
         self.use_skipAtt = use_skipAtt
+        self.time_injection = time_injection
+        self.activation_checkpointing = False
 
         # The order of these assignments is the order of the state_dict's keys.
         self.time_mlp = nn.Sequential(nn.Linear(time_embedding_dim, widths[-1]), nn.ReLU())
+        # Several processes wait for the gradient of every parameter that asks for one.
+        self.time_mlp.requires_grad_(time_injection != "none")
         for level, (width, number) in enumerate(zip(widths, blocks, strict=True)):
             before = in_channels if level == 0 else widths[level - 1]
             self.add_module(f"encoder_{level + 1}", ConvBlock(before, width, number, dropout_rate, dropout_type))
-        self.pool = nn.MaxPool2d(2)
         for i in range(1, self.levels):
             level = self.levels - 1 - i
             width = widths[level]
@@ -161,18 +202,19 @@ class UNetAttD(nn.Module):
             inner = widths[level - 1] if level > 0 else max(widths[0] // 2, 1)
             self.add_module(f"Att{i}", AttentionGate(widths[level], inner))
         self.output_conv = nn.Conv2d(widths[0], in_channels if out_channels is None else out_channels, 1)
+        self.time_levels = TimeLevels(time_embedding_dim, widths[:-1]) if time_injection == "all" else None
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """What the task trains it to predict, for example the noise.
 
         Args:
-            x: Noisy chips (B, in_channels, H, W); H and W divisible by `stride`.
+            x: Noisy chips (B, in_channels, H, W).
             t: Timesteps (B,), int64.
             cond: Must be None: this architecture has no place for a condition.
         Returns:
             Prediction (B, out_channels, H, W).
         Raises:
-            ParamsError: If H or W is not divisible by `stride`, or cond is given.
+            ParamsError: If cond is given, or the batch leaves BatchNorm a single value per channel to train on.
         """
         out: Tensor = self.output_conv(self.features(x, t, cond)[0])
         return out
@@ -182,37 +224,60 @@ class UNetAttD(nn.Module):
 
         Args and Raises: as `forward`.
         Returns:
-            L tensors (B, filter_config[i], H / 2**i, W / 2**i).
+            L tensors (B, filter_config[i], ceil(H / 2**i), ceil(W / 2**i)).
         """
-        self._check_input(x, cond)
-        skips: list[Tensor] = []
-        for level in range(1, self.levels + 1):
-            x = self.get_submodule(f"encoder_{level}")(x)
-            if level < self.levels:
-                skips.append(x)
-                x = self.pool(x)
-        sinusoids = timestep_embedding(t, self.time_embedding_dim).to(self.output_conv.weight.dtype)
-        x = x + self.time_mlp(sinusoids)[:, :, None, None]
-        pyramid = [x]
-        for i in range(1, self.levels):
-            skip = skips[-i]
-            x = self.get_submodule(f"decoder_{i}")(x)
-            if self.use_skipAtt:
-                skip = self.get_submodule(f"Att{i}")(x, skip)
-            x = self.get_submodule(f"conv{i}")(torch.cat([skip, x], dim=1))
-            pyramid.append(x)
-        return pyramid[::-1]
-
-    def _check_input(self, x: Tensor, cond: Tensor | None) -> None:
         if cond is not None:
             raise ParamsError("network: unet_att_d takes no condition - choose network: unet_film for this task")
         height, width = x.shape[-2:]
-        if height % self.stride or width % self.stride:
+        x = pad_to_multiple(x, self.stride)
+        self._check_batch(x)
+        recompute = self.activation_checkpointing and self.training
+        down, up = self._shifts(t)
+        skips: list[Tensor] = []
+        for level, shift in enumerate(down):
+            block = self.get_submodule(f"encoder_{level + 1}")
+            x = run_level(_encode, block, x, shift, level > 0, recompute=recompute)
+            skips.append(x)
+        pyramid = [skips.pop()]
+        for i in range(1, self.levels):
+            modules = [self.get_submodule(name) for name in (f"decoder_{i}", f"conv{i}")]
+            gate = self.get_submodule(f"Att{i}") if self.use_skipAtt else None
+            inputs = pyramid[-1], skips[-i], up[-i]
+            pyramid.append(run_level(_decode, *modules, gate, *inputs, recompute=recompute))
+        return crop_levels(pyramid[::-1], height, width)
+
+    def _shifts(self, t: Tensor) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """What t adds at the end of the encoder's L and the decoder's L - 1 blocks, finest first; None for nothing."""
+        sinusoids = timestep_embedding(t, self.time_embedding_dim).to(self.output_conv.weight.dtype)
+        bottom = None if self.time_injection == "none" else self.time_mlp(sinusoids)[:, :, None, None]
+        if self.time_levels is None:
+            nothing = [None] * (self.levels - 1)
+            return [*nothing, bottom], nothing
+        down, up = self.time_levels(sinusoids)
+        return [*down, bottom], up
+
+    def _check_batch(self, x: Tensor) -> None:
+        if self.training and x.shape == (1, x.shape[1], self.stride, self.stride):
             raise ParamsError(
-                f"unet_att_d got {height} x {width} px, but with {self.levels} levels height and width must be "
-                f"divisible by {self.stride} - change data.crop_px (or data.chip_size), or use fewer levels in "
-                "unet_att_d.filter_config"
+                f"unet_att_d got one chip of up to {self.stride} x {self.stride} px to train on, but the coarsest of "
+                f"{self.levels} levels then holds one pixel, of which BatchNorm can take no statistics - raise "
+                "batch_size or data.crop_px, lower accumulation_steps, or use fewer levels in unet_att_d.filter_config"
             )
+
+
+def _encode(block: nn.Module, x: Tensor, shift: Tensor | None, halve: bool) -> Tensor:
+    out: Tensor = block(F.max_pool2d(x, 2) if halve else x)
+    return out if shift is None else out + shift
+
+
+def _decode(
+    up: nn.Module, block: nn.Module, gate: nn.Module | None, x: Tensor, skip: Tensor, shift: Tensor | None
+) -> Tensor:
+    x = up(x)
+    if gate is not None:
+        skip = gate(x, skip)
+    out: Tensor = block(torch.cat([skip, x], dim=1))
+    return out if shift is None else out + shift
 
 
 def _check_levels(widths: list[int], blocks: list[int], dropout_type: str) -> None:

@@ -17,14 +17,22 @@ from torch import Tensor, nn
 
 from earthprior.errors import ParamsError
 from earthprior.networks.embedding import timestep_embedding
+from earthprior.networks.padding import crop_levels, pad_to_multiple
+from earthprior.networks.recompute import run_level
 
 HEAD_CHANNELS = 32
 MAX_GROUPS = 8
 
 
-def _group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+class _GroupNorm(nn.GroupNorm):
     """GroupNorm with the most groups, 8 at most, that divide the channels in powers of two."""
-    return nn.GroupNorm(math.gcd(channels, MAX_GROUPS), channels, affine=affine)
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__(math.gcd(channels, MAX_GROUPS), channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); where torch's module refuses, a group of a single value, that becomes 0."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:
@@ -44,7 +52,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, embedding_dim: int, dropout_rate: float) -> None:
         super().__init__()
-        self.norm = _group_norm(channels, affine=False)
+        self.norm = _GroupNorm(channels, affine=False)
         self.film = nn.Linear(embedding_dim, 2 * channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.dropout = nn.Dropout(dropout_rate) if dropout_rate > 0 else nn.Identity()
@@ -62,13 +70,16 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """x + attention over all pixels, with heads of about 32 channels.
 
+    Its time grows with the square of the pixels: on a CPU, 64 x 64 are about as many as one waits for. Give large chips
+    more levels, or no attention.
+
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, Section 3.2.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = next(n for n in range(max(1, channels // HEAD_CHANNELS), 0, -1) if channels % n == 0)
-        self.norm = _group_norm(channels)
+        self.norm = _GroupNorm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -112,6 +123,9 @@ class UNetFiLM(nn.Module):
     Level i = 0 .. L-1 has `channels[i]` channels at 1 / 2**i of the resolution. Going down, a 3x3 convolution of
     stride 2 leads to the next level; going up, a 2x2 transposed convolution, and the skip is added after a 1x1 one.
 
+    Chips may have any size; they are padded to a multiple of `stride` inside. With `activation_checkpointing` set, the
+    backward pass computes each level's activations again: the same bits from less memory.
+
     Args:
         in_channels: Channels of x.
         out_channels: Channels of the output; None means in_channels.
@@ -147,6 +161,7 @@ class UNetFiLM(nn.Module):
         self.stride = 2 ** (self.levels - 1)
         self.time_embedding_dim = dim
         self.cond_dim = cond_dim
+        self.activation_checkpointing = False
         self.time_mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.cond_proj = None if cond_dim is None else nn.Linear(cond_dim, dim)
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -159,44 +174,58 @@ class UNetFiLM(nn.Module):
         self.up = nn.ModuleList(_upsample(coarse, fine) for fine, coarse in coarser)
         self.skip = nn.ModuleList(nn.Conv2d(w, w, 1, bias=False) for w in widths[:-1])
         self.decoder = nn.ModuleList(_Level(w, blocks, dim, dropout_rate, attention=False) for w in widths[:-1])
-        self.head_norm = _group_norm(widths[0])
+        self.head_norm = _GroupNorm(widths[0])
         self.head = _zeroed(nn.Conv2d(widths[0], in_channels if out_channels is None else out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """What the task trains it to predict; zero before training.
 
         Args:
-            x: Noisy chips (B, in_channels, H, W); H and W divisible by `stride`.
+            x: Noisy chips (B, in_channels, H, W).
             t: Timesteps (B,), int64.
             cond: Condition embedding (B, cond_dim), if the network was built with cond_dim; None stands for zeros.
         Returns:
             Prediction (B, out_channels, H, W).
         Raises:
-            ParamsError: If H or W is not divisible by `stride`, or cond does not fit cond_dim.
+            ParamsError: If cond does not fit cond_dim.
         """
-        out: Tensor = self.head(F.silu(self.head_norm(self.features(x, t, cond)[0])))
-        return out
+        finest = self.features(x, t, cond)[0]
+        return run_level(self._read_out, finest, recompute=self.activation_checkpointing and self.training)
 
     def features(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> list[Tensor]:
         """Decoder features, one per level, finest first; the last one is the bottom level's.
 
         Args and Raises: as `forward`.
         Returns:
-            L tensors (B, channels[i], H / 2**i, W / 2**i).
+            L tensors (B, channels[i], ceil(H / 2**i), ceil(W / 2**i)).
         """
-        self._check_input(x, cond)
+        self._check_condition(cond)
+        recompute = self.activation_checkpointing and self.training
         embedding = self._embed(t, cond)
-        x = self.stem(x)
+        height, width = x.shape[-2:]
+        x = self.stem(pad_to_multiple(x, self.stride))
         skips: list[Tensor] = []
-        for level, down in zip(self.encoder, self.down, strict=True):
-            x = level(x, embedding)
+        for level in range(self.levels):
+            x = run_level(self._encode, level, x, embedding, recompute=recompute)
             skips.append(x)
-            x = down(x)
-        pyramid = [self.bottom(x, embedding)]
-        for i in reversed(range(self.levels - 1)):
-            x = self.up[i](pyramid[-1]) + self.skip[i](skips[i])
-            pyramid.append(self.decoder[i](x, embedding))
-        return pyramid[::-1]
+        pyramid = [skips.pop()]
+        for level in reversed(range(self.levels - 1)):
+            pyramid.append(run_level(self._decode, level, pyramid[-1], skips[level], embedding, recompute=recompute))
+        return crop_levels(pyramid[::-1], height, width)
+
+    def _encode(self, level: int, x: Tensor, embedding: Tensor) -> Tensor:
+        if level > 0:
+            x = self.down[level - 1](x)
+        out: Tensor = (self.encoder[level] if level < self.levels - 1 else self.bottom)(x, embedding)
+        return out
+
+    def _decode(self, level: int, x: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
+        out: Tensor = self.decoder[level](self.up[level](x) + self.skip[level](skip), embedding)
+        return out
+
+    def _read_out(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(F.silu(self.head_norm(x)))
+        return out
 
     def _embed(self, t: Tensor, cond: Tensor | None) -> Tensor:
         sinusoids = timestep_embedding(t, self.time_embedding_dim).to(self.stem.weight.dtype)
@@ -205,14 +234,7 @@ class UNetFiLM(nn.Module):
             embedding = embedding + self.cond_proj(cond)
         return F.silu(embedding)
 
-    def _check_input(self, x: Tensor, cond: Tensor | None) -> None:
-        height, width = x.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ParamsError(
-                f"unet_film got {height} x {width} px, but with {self.levels} levels height and width must be "
-                f"divisible by {self.stride} - change data.crop_px (or data.chip_size), or use fewer levels in "
-                "unet_film.channels"
-            )
+    def _check_condition(self, cond: Tensor | None) -> None:
         if cond is not None and (self.cond_dim is None or cond.shape[1:] != (self.cond_dim,)):
             raise ParamsError(
                 f"unet_film got a condition of shape {tuple(cond.shape)}, but was built for cond_dim {self.cond_dim} - "
