@@ -65,6 +65,27 @@ def test_x0_gain_squared_is_the_weight_known_from_the_literature(noisy):
     torch.testing.assert_close(OBJECTIVES["v"].x0_gain(alpha, sigma) ** 2, snr + 1)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_eps_rate_is_what_an_error_of_the_prediction_is_in_eps(name, noisy):
+    _, _, _, alpha, sigma = noisy
+    objective = OBJECTIVES[name]
+    expected = OBJECTIVES["eps"].x0_gain(alpha, sigma) / objective.x0_gain(alpha, sigma)
+    torch.testing.assert_close(objective.eps_rate(alpha, sigma), expected)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_pure_noise_makes_no_nan(name):
+    x0, eps = torch.full((1, 1, 2, 2), 0.3), torch.full((1, 1, 2, 2), -2.0)
+    none, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    objective = OBJECTIVES[name]
+    target = objective.target(x0, eps, none, one)
+    torch.testing.assert_close(objective.prediction(x0, eps, none, one), target)
+    assert objective.x0_gain(none, one).isfinite().all()
+    assert objective.eps_rate(none, one).isfinite().all()
+    if name != "eps":
+        torch.testing.assert_close(objective.x0_hat(target, eps, none, one), x0)
+
+
 def test_v_is_the_rotation_of_x0_and_eps(noisy):
     x0, eps, xt, alpha, sigma = noisy
     v = OBJECTIVES["v"].target(x0, eps, alpha, sigma)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from earthprior.diffusion.sample import SAMPLERS, sample
+from earthprior.diffusion.schedule import NoiseSchedule, with_zero_terminal_snr
 from support import linear_schedule
 
 
@@ -131,3 +132,37 @@ def test_progress_sees_every_step():
     schedule = linear_schedule()
     sample(oracle(schedule, 1.0), (1, 1, 4, 4), schedule, "ddim", 5, seed=0, progress=watch)
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_estimates_are_cut_at_the_bounds(sampler):
+    schedule, bounds = linear_schedule(), (0.0, 1.0)
+
+    def draw(denoise, bounds):
+        return sample(denoise, (2, 1, 8, 8), schedule, sampler, 10, seed=0, bounds=bounds)
+
+    assert float(draw(lambda xt, t: torch.full_like(xt, 7.0), bounds).max()) == pytest.approx(1, abs=2e-3)
+    assert float(draw(lambda xt, t: torch.full_like(xt, -7.0), bounds).min()) == pytest.approx(0, abs=2e-3)
+    wide = oracle(schedule, 1.0, mean=0.5)
+    chips, free = draw(wide, bounds), draw(wide, None)
+    assert float(free.max()) > 1.5
+    assert -0.01 < float(chips.min()) < float(chips.max()) < 1.01
+    assert torch.equal(draw(wide, (-1e9, 1e9)), free)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_sampling_can_start_from_pure_noise(sampler, steps):
+    betas = with_zero_terminal_snr(linear_schedule().betas.double())
+    schedule, asked = NoiseSchedule(betas, zero_terminal_snr=True), []
+
+    def denoise(xt, t):
+        asked.append(int(t[0]))
+        return oracle(schedule, 0.2, mean=3.0)(xt, t)
+
+    chips = sample(denoise, (4, 1, 32, 32), schedule, sampler, steps, seed=0)
+    assert asked[0] == 999
+    assert chips.isfinite().all()
+    assert float(chips.mean()) == pytest.approx(3, abs=0.1)
+    if steps == 50:
+        assert float(chips.std()) == pytest.approx(0.2, rel=0.3)

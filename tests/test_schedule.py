@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, q_sample
+from earthprior import build
+from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, q_sample, shifted, with_zero_terminal_snr
 from earthprior.errors import ParamsError
 from earthprior.params import DiffusionParams
 from support import linear_schedule
@@ -13,8 +16,9 @@ JUDGED_AT = [0, 250, 500, 750, 999]
 
 def diffusion_params(**changes):
     values = {
-        "timesteps": 1000, "noise_schedule": "linear", "beta_start": 1e-6, "beta_end": 0.02, "precondition": "none",
-        "weighting": "uniform", "timestep_sampling": "uniform",
+        "timesteps": 1000, "noise_schedule": "linear", "beta_start": 1e-6, "beta_end": 0.02, "scale_betas": False,
+        "shift_reference_px": None, "zero_terminal_snr": False, "precondition": "none", "weighting": "uniform",
+        "min_snr_gamma": 5.0, "timestep_sampling": "uniform",
     }  # fmt: skip
     return DiffusionParams(**{**values, **changes})
 
@@ -23,30 +27,62 @@ def make(name, **changes):
     return NoiseSchedule(NOISE_SCHEDULES[name](diffusion_params(**changes)))
 
 
+def betas_of(name, **changes):
+    return NOISE_SCHEDULES[name](diffusion_params(**changes))
+
+
 @pytest.mark.parametrize(
-    ("name", "first", "expected"),
+    ("name", "first", "expected", "precision"),
     [
-        ("linear", 1e-6, [0.999999, 0.532910966206, 0.0807576876894, 0.00345801048093, 4.24204987411e-05]),
-        ("linear", 1e-4, [0.9999, 0.5214230306, 0.07779665837, 0.003300158362, 4.035829765e-05]),
-        ("cosine", 1e-6, [0.9999587158, 0.8458879865, 0.4922851724, 0.1431786464, 2.428766907e-09]),
+        ("linear", 1e-6, [0.999999, 0.532910966206, 0.0807576876894, 0.00345801048093, 4.24204987411e-05], 1e-6),
+        ("linear", 1e-4, [0.9999, 0.5214230306, 0.07779665837, 0.003300158362, 4.035829765e-05], 1e-6),
+        ("cosine", 1e-6, [0.9999587158, 0.8458879865, 0.4922851724, 0.1431786464, 2.428766907e-09], 1e-6),
+        # Published in float32.
+        ("clipped_cosine", 1e-6, [0.999992609, 0.851608396, 0.497647405, 0.14506273, 0.00324007263], 1e-6),
+        ("quadratic", 1e-4, [0.99989998, 0.82001013, 0.33127463, 0.03814965, 7.33412e-04], 5e-6),
+        ("sigmoid", 1e-4, [0.99985081, 0.90279901, 0.29888758, 0.00562292, 3.96818e-05], 5e-6),
     ],
 )
-def test_alpha_bar_as_published(name, first, expected):
+def test_alpha_bar_as_published(name, first, expected, precision):
     table = make(name, beta_start=first).alpha_bar[JUDGED_AT].double()
-    torch.testing.assert_close(table, torch.tensor(expected).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(table, torch.tensor(expected).double(), rtol=precision, atol=1e-8 * (table[-1] > 1e-8))
 
 
 @pytest.mark.parametrize(
-    ("name", "timesteps", "first", "expected"),
+    ("name", "timesteps", "first", "scaled", "expected"),
     [
-        ("linear", 100, 1e-6, 0.365379572),
-        ("cosine", 100, 1e-6, 2.428572279e-07),
-        ("cosine", 2000, 1e-6, 6.07192e-10),
+        ("linear", 100, 1e-6, False, 0.365379572),
+        ("clipped_cosine", 100, 1e-6, False, 0.195406318),
+        ("linear", 100, 1e-4, True, 2.039008976e-05),
+        ("linear", 2000, 1e-4, True, 4.175557e-05),
+        ("cosine", 100, 1e-6, False, 2.428572279e-07),
+        ("cosine", 2000, 1e-6, False, 6.07192e-10),
     ],
 )
-def test_alpha_bar_at_the_end_of_other_lengths(name, timesteps, first, expected):
-    last = float(make(name, timesteps=timesteps, beta_start=first).alpha_bar[-1])
+def test_alpha_bar_at_the_end_of_other_lengths(name, timesteps, first, scaled, expected):
+    last = float(make(name, timesteps=timesteps, beta_start=first, scale_betas=scaled).alpha_bar[-1])
     assert last == pytest.approx(expected, rel=1e-5)
+
+
+def test_betas_of_the_tutorials_cosine_are_clipped():
+    betas = betas_of("clipped_cosine")
+    # The tutorial takes differences in float32, which leaves three digits of the first.
+    expected = torch.tensor([7.39097595e-06, 0.00314348936, 0.02]).double()
+    torch.testing.assert_close(betas[[0, 500, 999]], expected, rtol=1e-3, atol=0)
+    assert int((betas == 0.02).sum()) == 98
+    assert int((betas < 0.02).sum()) == 902
+    assert float(betas_of("clipped_cosine", beta_start=0.001).min()) == 0.001
+
+
+@pytest.mark.parametrize("name", ["linear", "clipped_cosine", "quadratic", "sigmoid"])
+def test_scaled_betas_leave_as_much_after_fewer_timesteps(name):
+    whole, fewer = (make(name, timesteps=T, beta_start=1e-4, scale_betas=True) for T in (1000, 250))
+    assert float(fewer.log_snr[-1]) == pytest.approx(float(whole.log_snr[-1]), abs=0.5)
+    plain = make(name, timesteps=250, beta_start=1e-4)
+    assert float(plain.log_snr[-1]) > float(whole.log_snr[-1]) + 2
+    first, last = betas_of(name, timesteps=250, beta_start=1e-4, scale_betas=True)[[0, -1]].tolist()
+    assert 4e-4 <= first < 9e-4
+    assert 0.079 < last <= 0.08
 
 
 def test_betas_of_the_tutorial():
@@ -82,10 +118,86 @@ def test_small_betas_are_not_lost_in_rounding(first):
     assert float(linear_schedule(first=first).sigma[0]) == pytest.approx(first**0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("betas", [[0.0, 0.1], [0.1, 1.0], [-0.1, 0.1], [float("nan"), 0.1]])
+@pytest.mark.parametrize("betas", [[0.0, 0.1], [0.1, 1.0], [-0.1, 0.1], [float("nan"), 0.1], [0.1, 1 - 1e-12]])
 def test_betas_outside_0_and_1_are_refused(betas):
-    with pytest.raises(ValueError, match="betas must lie in"):
-        NoiseSchedule(torch.tensor(betas))
+    with pytest.raises(ParamsError, match=r"betas span .* must lie in \(0, 1\)"):
+        NoiseSchedule(torch.tensor(betas).double())
+
+
+@pytest.mark.parametrize("name", NOISE_SCHEDULES)
+@pytest.mark.parametrize(("reference", "width"), [(64, 256), (256, 64), (32, 33)])
+def test_a_shift_moves_the_log_snr_by_the_same_everywhere(name, reference, width):
+    betas = betas_of(name)
+    before, after = NoiseSchedule(betas), NoiseSchedule(shifted(betas, reference, width))
+    moved = after.log_snr.double() - before.log_snr.double()
+    expected = 2 * torch.log(torch.tensor(reference / width)).double().expand_as(moved)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+    if reference < width:
+        assert bool((after.sigma > before.sigma)[:500].all()), "wider chips take more noise"
+
+
+def test_a_shift_to_the_same_width_changes_nothing():
+    betas = betas_of("linear", beta_start=1e-9)
+    torch.testing.assert_close(shifted(betas, 64, 64), betas, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("timesteps", [2, 3, 1000])
+@pytest.mark.parametrize("name", NOISE_SCHEDULES)
+def test_zero_terminal_snr_scales_alpha_as_published(name, timesteps):
+    betas = betas_of(name, timesteps=timesteps)
+    schedule = NoiseSchedule(with_zero_terminal_snr(betas), zero_terminal_snr=True)
+    alpha = (1 - betas).cumprod(0).sqrt()
+    expected = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    torch.testing.assert_close(schedule.alpha.double(), expected, rtol=1e-5, atol=1e-7)
+    assert (float(schedule.betas[-1]), float(schedule.alpha[-1]), float(schedule.sigma[-1])) == (1, 0, 1)
+    assert float(schedule.betas[0]) == pytest.approx(float(betas[0]))
+    assert float(schedule.log_snr[-1]) == float("-inf")
+    assert bool((schedule.log_snr.diff() < 0).all())
+    assert all(table.isfinite().all() for name, table in schedule.named_buffers() if name != "log_snr")
+
+
+def test_zero_terminal_snr_of_a_known_schedule():
+    """Computed by the algorithm's published code in float64 (linear 1e-4 to 0.02, T = 1000)."""
+    betas = with_zero_terminal_snr(betas_of("linear", beta_start=1e-4))
+    alpha = (1 - betas_of("linear", beta_start=1e-4)).cumprod(0).sqrt()
+    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    ratios = torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]) ** 2
+    torch.testing.assert_close(betas, 1 - ratios, rtol=1e-9, atol=1e-12)
+
+
+def test_zero_terminal_snr_keeps_small_betas():
+    betas = with_zero_terminal_snr(betas_of("linear", beta_start=1e-14, beta_end=1e-13, timesteps=10))
+    # Ten betas that sum to 5.5e-13: the alphas fall from nearly 1 to 0 in the same proportions, last one apart.
+    assert float(betas[0]) == pytest.approx(1e-14, rel=1e-9)
+    assert float(betas[1]) == pytest.approx(2 * 2 / 54, rel=0.05)
+
+
+def test_nearest_is_defined_where_the_last_timestep_is_pure_noise():
+    schedule = NoiseSchedule(with_zero_terminal_snr(betas_of("linear", timesteps=50)), zero_terminal_snr=True)
+    assert torch.equal(schedule.nearest(schedule.log_snr), torch.arange(50))
+    assert schedule.nearest(torch.tensor([1e4, -1e4, float("-inf")])).tolist() == [0, 48, 49]
+
+
+def test_a_run_shifts_first_and_then_ends_in_noise(make_params):
+    asked = {"diffusion.shift_reference_px": 8, "diffusion.zero_terminal_snr": True, "evaluate.sampler": "ddim"}
+    params = make_params({**asked, "data.crop_px": 16})
+    plain = betas_of("linear")
+    expected = with_zero_terminal_snr(shifted(plain, 8, 16))
+    schedule = build.schedule(params)
+    assert torch.equal(schedule.betas, expected.float())
+    assert schedule.zero_terminal_snr
+    wider = build.schedule(make_params({**asked, "data.crop_px": 32}))
+    assert float(wider.log_snr[100]) == pytest.approx(float(schedule.log_snr[100]) - 2 * math.log(2), abs=0.01)
+
+
+def test_a_shift_beyond_all_measure_is_refused(make_params):
+    for reference in (10**17, 1):
+        params = make_params({"diffusion.shift_reference_px": reference, "diffusion.beta_start": 1e-12})
+        if reference > 1:
+            with pytest.raises(ParamsError, match="shift_reference_px"):
+                build.schedule(params)
+        else:
+            assert build.schedule(params).log_snr.isfinite().all()
 
 
 @pytest.mark.parametrize("changes", [{"beta_start": 1e-31}, {"beta_end": 0.999}, {"timesteps": 30_000}])

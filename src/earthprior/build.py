@@ -13,7 +13,7 @@ from torch import nn
 
 from earthprior.chips.normalize import Normalizer
 from earthprior.diffusion.linear import LinearDenoiser
-from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule
+from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, shifted, with_zero_terminal_snr
 from earthprior.errors import EarthPriorError, ParamsError
 from earthprior.files import read_json
 from earthprior.networks.unet_att_d import UNetAttD
@@ -22,7 +22,7 @@ from earthprior.params import Params, parse
 from earthprior.randomness import seed_of
 from earthprior.tasks.diffusion import DiffusionTask, input_channels
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet_film": UNetFiLM, "unet_att_d": UNetAttD}
+NETWORKS: dict[str, type[UNetFiLM | UNetAttD]] = {"unet_film": UNetFiLM, "unet_att_d": UNetAttD}
 TASKS = {"diffusion": DiffusionTask}
 
 
@@ -62,15 +62,27 @@ def normalizer(params: Params, stats: Mapping[str, Any]) -> Normalizer:
 
 
 def schedule(params: Params) -> NoiseSchedule:
-    """The forward process."""
-    return NoiseSchedule(NOISE_SCHEDULES[params.diffusion.noise_schedule](params.diffusion))
+    """The forward process.
+
+    Raises:
+        ParamsError: It has timesteps of pure chips or pure noise; see `NoiseSchedule`.
+    """
+    section = params.diffusion
+    betas = NOISE_SCHEDULES[section.noise_schedule](section)
+    if section.shift_reference_px is not None:
+        betas = shifted(betas, section.shift_reference_px, params.data.train_px)
+    if section.zero_terminal_snr:
+        betas = with_zero_terminal_snr(betas)
+    return NoiseSchedule(betas, section.zero_terminal_snr)
 
 
 def network(params: Params, in_channels: int, out_channels: int) -> nn.Module:
     """The network that params selects, its weights a function of `seed` alone."""
     torch.manual_seed(seed_of(params.seed, "weights"))
     section = getattr(params, params.network)
-    return NETWORKS[params.network](in_channels, out_channels, **section.model_dump())
+    net = NETWORKS[params.network](in_channels, out_channels, **section.model_dump())
+    net.activation_checkpointing = params.operation.activation_checkpointing
+    return net
 
 
 def task(params: Params, linear: LinearDenoiser) -> DiffusionTask:

@@ -1,7 +1,7 @@
 """Chips out of noise, by the samplers of `diffusers`, which see nothing but denoise(xt, t) -> x0_hat.
 
-Clipping and thresholding stay off: x0 is not bounded to [-1, 1]. diffusers is imported when sampling starts, because
-that takes seconds.
+Their own clipping and thresholding stay off, which know [-1, 1] only; estimates are clipped where x0's bounds are
+given. diffusers is imported when sampling starts, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def sample(
     steps: int,
     seed: int,
     progress: Callable[[Any], Any] = iter,
+    bounds: tuple[float, float] | None = None,
 ) -> Tensor:
     """Draw chips from the prior that a denoiser stands for.
 
@@ -80,10 +81,11 @@ def sample(
         denoise: (xt, t) -> x0_hat.
         shape: (N, C, H, W), N chips.
         schedule: The forward process that the denoiser was trained on; it also says the device.
-        sampler: A key of SAMPLERS.
+        sampler: A key of SAMPLERS; dpm_solver cannot start from pure noise (zero terminal SNR).
         steps: Network calls per chip.
         seed: Equal seeds give equal chips; each chip has its own noise, so N changes none of them.
         progress: Wraps the sequence of timesteps, for example tqdm.
+        bounds: (low, high) that x0 keeps, so that each step's estimate may be cut there; None where it has none.
 
     Returns:
         Normalized chips (N, C, H, W), float32.
@@ -97,6 +99,9 @@ def sample(
     stochastic = {"generator": generators} if sampler == "ddpm" else {}
     for t in progress(scheduler.timesteps):
         batch_t = torch.full((shape[0],), int(t), device=device)
-        xt = scheduler.step(denoise(xt, batch_t), t, xt, return_dict=False, **stochastic)[0]
+        x0_hat = denoise(xt, batch_t)
+        if bounds is not None:
+            x0_hat = x0_hat.clamp(*bounds)
+        xt = scheduler.step(x0_hat, t, xt, return_dict=False, **stochastic)[0]
     x0: Tensor = xt.float()
     return x0

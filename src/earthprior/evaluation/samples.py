@@ -34,23 +34,33 @@ class Samples:
 
 @torch.no_grad()
 def draw(
-    task: DiffusionTask, real: Batch, params: EvaluateParams, seed: int, progress: Callable[[Any], Any] = iter
+    task: DiffusionTask,
+    real: Batch,
+    params: EvaluateParams,
+    seed: int,
+    progress: Callable[[Any], Any] = iter,
+    bounds: tuple[float, float] | None = None,
 ) -> Samples:
     """Draw `params.samples` chips of the real crops' size.
 
     Args:
         task: The trained task, in evaluation mode.
-        real: Real crops. Where the normalization is per chip, a sample has no scale of its own and takes that of the
-            real crop at its place.
+        real: Real crops. Where the normalization is per chip, a sample has no scale of its own and takes that of a
+            real crop.
         params: The section `evaluate`.
         seed: Addresses the noise.
         progress: Wraps the sampler's steps.
+        bounds: The range of normalized values (`Normalizer.range`), which `params.clip_sample` keeps estimates in.
     """
-    first = real.affine[torch.arange(params.samples, device=real.x0.device) % len(real)]
+    # A crop without data has no scale of its own to lend.
+    usable = real.valid.any((1, 2, 3)).nonzero().flatten()
+    usable = usable if len(usable) else torch.arange(len(real), device=real.x0.device)
+    lender = real.affine[usable[torch.arange(params.samples, device=usable.device) % len(usable)]]
     shape = (params.samples, *real.x0.shape[1:])
-    x0 = sample(task.denoiser(real), shape, task.schedule, params.sampler, params.steps, seed, progress)
+    clip = bounds if params.clip_sample else None
+    x0 = sample(task.denoiser(real), shape, task.schedule, params.sampler, params.steps, seed, progress, clip)
     return Samples(
         denormalize(real.x0, real.affine).cpu().numpy(),
         real.valid[:, 0].cpu().numpy(),
-        denormalize(x0, first).cpu().numpy(),
+        denormalize(x0, lender).cpu().numpy(),
     )

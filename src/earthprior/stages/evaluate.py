@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from earthprior import build, identity
-from earthprior.chips.augment import centre_crop
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
+from earthprior.chips.crops import centre_crop
 from earthprior.chips.normalize import Affine, Normalizer
 from earthprior.chips.selection import JUDGED_CHIPS, Selection, chip_key, grid_batches, read_in_order, select, spread
 from earthprior.errors import EarthPriorError
@@ -92,6 +92,7 @@ def run(params: Params, root: Path) -> None:
             params.evaluate,
             params.evaluate.sampling_seed,
             lambda steps: tqdm(steps, desc="sample", unit="step", file=sys.stderr, disable=None),
+            normalizer.range,
         ),
         panels=denoising.panels(task, *_crops(params, selection, judged.rows, PANEL_CHIPS, normalizer, device)),
         probe=result,

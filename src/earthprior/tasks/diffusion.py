@@ -14,13 +14,12 @@ from earthprior.diffusion.gain import Denoiser, nearest_timestep
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.objective import OBJECTIVES
 from earthprior.diffusion.schedule import NoiseSchedule, q_sample
-from earthprior.losses import LOSSES, mean_over_valid
+from earthprior.diffusion.weighting import timestep_weights
+from earthprior.losses import LOSSES
 from earthprior.params import Params
 from earthprior.randomness import torch_generator
 from earthprior.tasks.task import Loss
-
-LOG_SNR_RANGE = (-7.0, 8.0)
-"""Where `timestep_sampling: log_snr` draws, as log(std(x0)^2 alpha^2 / sigma^2): the judged levels lie in [-3.2, 6]."""
+from earthprior.tasks.timesteps import TimestepSampler
 
 
 class DiffusionTask(nn.Module):
@@ -37,37 +36,49 @@ class DiffusionTask(nn.Module):
         scalar: x0_hat = m + c_skip (xt - alpha m) + c_out F(c_in (xt - alpha m), t), the best scalar filter as skip.
         wiener: x0_hat = W_t xt + c_out F([c_in (xt - alpha m), (W_t xt - m) / s], t), the best linear filter as skip
             and as extra input; c_out is that filter's own root-mean-square error.
+
+    The loss compares the prediction with its target in the objective's terms (eps, x0 or v); with the weighting
+    `linear` both in units of the linear denoiser's root-mean-square error at that timestep, where a loss of 1 (mse) is
+    a linear filter. The SNR weightings multiply the loss of each chip.
     """
 
     network: nn.Module
     schedule: NoiseSchedule
     linear: LinearDenoiser
+    timestep_sampler: TimestepSampler
     _linear_rms: Tensor
+    _weights: Tensor
 
     def __init__(self, params: Params, network: nn.Module, schedule: NoiseSchedule, linear: LinearDenoiser) -> None:
         super().__init__()
         self.network = network
         self.schedule = schedule
         self.linear = linear
-        self._params = params.diffusion
+        section = params.diffusion
+        self.timestep_sampler = TimestepSampler(section.timestep_sampling, schedule, linear.std)
+        self._params = section
         self._objective = OBJECTIVES[params.objective]
-        self._loss = LOSSES[params.loss_fn]
+        self._loss = LOSSES[params.loss_fn](params, linear.bands)
+        weights = timestep_weights(section.weighting, section.min_snr_gamma, self._objective, schedule)
+        self.register_buffer("_weights", weights, persistent=False)
         self.register_buffer("_linear_rms", linear.expected_mse(schedule).sqrt(), persistent=False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The denoising loss of a batch at random timesteps; see `tasks.task.Task`."""
-        t = self._draw_timesteps(len(batch), generator)
+        t, factors = self.timestep_sampler.draw(len(batch), generator)
         # Drawn contiguous: normal noise into a channels_last tensor is six times slower.
         eps = torch.randn(batch.x0.shape, generator=generator, device=batch.x0.device)
         xt = q_sample(batch.x0, eps, t, self.schedule)
-        per_chip = mean_over_valid(self._loss(self._error(xt, batch.x0, eps, t)), batch.valid)
+        per_chip = self._weights[t] * self._loss(*self._compared(xt, batch.x0, eps, t), batch.valid)
         # A chip without valid pixels has no say, also not as a zero that pulls the mean down.
         counted = batch.valid.flatten(1).any(1)
-        total = per_chip.sum() / counted.sum().clamp(min=1)
+        total = (factors * per_chip).sum() / counted.sum().clamp(min=1)
         return Loss(total, per_chip.detach(), t)
 
     def after_step(self, loss: Loss) -> None:
-        """Nothing follows the network here."""
+        """Remember which timesteps cost how much, for `timestep_sampling: importance`."""
+        if loss.t is not None:
+            self.timestep_sampler.record(loss.t, loss.per_chip)
 
     def denoiser(self, batch: Batch) -> Denoiser:
         """denoise(xt, t) -> x0_hat; the batch carries no condition for this task."""
@@ -89,20 +100,22 @@ class DiffusionTask(nn.Module):
         pyramid: list[Tensor] = self.network.features(inputs, t)  # type: ignore[operator]
         return pyramid
 
-    def _error(self, xt: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the loss measures (B, C, H, W): the prediction's error, in units of the linear denoiser's if asked."""
+    def _compared(self, xt: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction and target (B, C, H, W), in what the weighting takes as units."""
         alpha, sigma = self.schedule.at("alpha", t), self.schedule.at("sigma", t)
         linear_rms = self._linear_rms[t].reshape(-1, 1, 1, 1)
-        x0_gain = self._objective.x0_gain(alpha, sigma)
         output, skip, scale = self._call(xt, t)
-        if scale is None:
-            error = output - self._objective.target(x0, eps, alpha, sigma)
-        elif self._params.weighting == "linear":
+        if scale is not None and self._params.weighting == "linear":
             # Dividing early keeps a tiny residual from being lost in the rounding of skip + scale * output.
-            return scale / linear_rms * output - (x0 - skip) / linear_rms
-        else:
-            error = x0_gain * (skip + scale * output - x0)
-        return error / (x0_gain * linear_rms) if self._params.weighting == "linear" else error
+            return scale / linear_rms * output, (x0 - skip) / linear_rms
+        prediction = output
+        if scale is not None:
+            prediction = self._objective.prediction(skip + scale * output, xt, alpha, sigma)
+        target = self._objective.target(x0, eps, alpha, sigma)
+        if self._params.weighting != "linear":
+            return prediction, target
+        unit = self._objective.x0_gain(alpha, sigma) * linear_rms
+        return prediction / unit, target / unit
 
     def _call(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The network's raw output (float32), and what `_inputs` says of skip and scale."""
@@ -123,16 +136,6 @@ class DiffusionTask(nn.Module):
             return c_in * centred, skip, std * sigma * c_in
         skip = self.linear.denoise(xt, alpha, sigma)
         return torch.cat([c_in * centred, (skip - mean) / std], dim=1), skip, self._linear_rms[t].reshape(-1, 1, 1, 1)
-
-    def _draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Timesteps (count,) int64: uniform in t, or uniform in log-SNR over LOG_SNR_RANGE."""
-        device = self.schedule.betas.device
-        if self._params.timestep_sampling == "uniform":
-            return torch.randint(0, self.schedule.timesteps, (count,), generator=generator, device=device)
-        low, high = LOG_SNR_RANGE
-        # Stratified: one draw per equal slice, so that a small batch sees all noise levels.
-        places = (torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)) / count
-        return self.schedule.nearest(low + (high - low) * places - 2 * self.linear.std.log())
 
 
 def input_channels(params: Params) -> int:

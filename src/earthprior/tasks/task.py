@@ -19,7 +19,8 @@ class Loss:
 
     Attributes:
         total: (), what is differentiated.
-        per_chip: (B,), detached, for diagnosis and timestep histories.
+        per_chip: (B,), detached, for diagnosis and timestep histories: without the factor by which `total` makes up
+            for timesteps that are drawn more often than others.
         t: (B,) timesteps, or None for a task without them.
         terms: Named parts of the total, detached, for the log.
     """
@@ -43,7 +44,10 @@ class Task(Protocol):
         ...
 
     def after_step(self, loss: Loss) -> None:
-        """Called after each optimizer step, for what follows the network (teachers, centres, histories)."""
+        """Called after each optimizer step, for what follows the network (teachers, centres, histories).
+
+        The loss is of the whole batch, joined over parts and processes, so that all processes keep the same state.
+        """
         ...
 
     def denoiser(self, batch: Batch) -> Denoiser:
