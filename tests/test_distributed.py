@@ -18,14 +18,15 @@ from earthprior.chips.augment import augment
 from earthprior.chips.batch import prepare
 from earthprior.chips.catalog import load_catalog
 from earthprior.chips.read import ChipSpec, read_chip
+from earthprior.errors import ParamsError
 from earthprior.files import read_json, sha256_file, write_json
 from earthprior.params import Params, active
 from earthprior.randomness import seed_of, torch_generator
 from earthprior.stages import pretrain
-from earthprior.training.distributed import World, world
+from earthprior.training.distributed import World, adding_up, world
 from earthprior.training.loop import Trainer
 from support import stats_of
-from tiny_training import CPU, TINY, bits
+from tiny_training import CPU, TINY, Tiny, bits, judged, train
 
 SECONDS = 60
 # The stage as torchrun starts it; each process leaves the state that it ended with.
@@ -37,6 +38,9 @@ from earthprior.training.loop import Trainer
 
 run = Trainer.run
 def leaving_its_state(self, *arguments):
+    if "JUDGED" in os.environ:
+        from tiny_training import judged
+        judged(self)
     outcome = run(self, *arguments)
     torch.save(self.state(), f"rank{self.world.rank}.pt")
     return outcome
@@ -156,6 +160,43 @@ def test_two_processes_train_one_network_as_one_process_would(made: Path, params
     assert bits(trained.network.state_dict()) == bits(first["best"])
 
 
+def test_two_processes_with_two_parts_each_do_what_one_does_with_four(
+    made: Path, make_params: Callable[..., Params], tmp_path: Path
+) -> None:
+    """With all that the processes must agree on: SAM's way up, the history of losses, the rate, the early end."""
+    dials = {
+        **TINY, "threads": 1, "batch_size": 8, "epochs": 6, "early_stopping_epochs": 2, "optimizer": "sam",
+        "sam.base_optimizer": "sgd", "lr_schedule": "plateau", "plateau.patience": 0, "unet_film.dropout_rate": 0.2,
+        "diffusion.timestep_sampling": "importance", "diffusion.timesteps": 50,
+    }  # fmt: skip
+    params = make_params({**dials, "accumulation_steps": 2})
+    root = project(made, params, tmp_path)
+    process = torchrun(root, JUDGED="yes")
+    alone = judged(Tiny(root, make_params({**dials, "accumulation_steps": 4})).trainer())
+    train(alone, tmp_path / "alone")
+    said = end(process)
+    assert process.returncode == 0, said
+    assert said.count("stopped early after epoch 4 of 6") == 1
+
+    first, second = (torch.load(root / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for part in ("step", "network", "average", "optimizer", "lr_schedule", "task", "best_epoch", "epoch_loss"):
+        assert bits(first[part]) == bits(second[part]), part
+    expected = alone.state()
+    assert (first["step"], expected["step"]) == (8, 8)
+    assert first["optimizer"]["param_groups"][0]["lr"] == expected["optimizer"]["param_groups"][0]["lr"]
+    for part in ("network", "task"):
+        for name, value in expected[part].items():
+            torch.testing.assert_close(first[part][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_must_divide_into_parts_of_processes(make_params: Callable[..., Params]) -> None:
+    params = make_params({"batch_size": 12, "accumulation_steps": 3})
+    pretrain._check_batch_size(params, 100, processes=4)
+    message = "batch_size 12 cannot be shared out evenly to 8 processes of accumulation_steps 3; use a multiple of 24"
+    with pytest.raises(ParamsError, match=message):
+        pretrain._check_batch_size(params, 100, processes=8)
+
+
 def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params: Params, tmp_path: Path) -> None:
     longer = params.model_copy(update={"epochs": 60})
     root = project(made, longer, tmp_path)
@@ -180,5 +221,9 @@ def test_alone_nothing_is_wrapped_and_nobody_is_waited_for(monkeypatch: pytest.M
         assert place.is_first
         assert place.wrap(network, device) is network
         assert place.largest(15, device) == 15
+        assert place.from_first(0.5, device) == 0.5
+        assert place.gather(torch.tensor([1, 2])).tolist() == [1, 2]
+        with adding_up(network):
+            network(torch.ones(2)).sum().backward()
         place.wait()
     assert not torch.distributed.is_initialized()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from earthprior.chips.batch import Batch
 from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
@@ -20,8 +20,8 @@ from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tasks.task import Loss
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
-from earthprior.training.loop import evaluating
-from tiny_training import TINY, Log, StopAt, Tiny, bits, final_bits, resumed, train
+from earthprior.training.validate import evaluating
+from tiny_training import TINY, Judge, Log, StopAt, Tiny, bits, final_bits, resumed, train
 
 STEPS = 12
 MakeTiny = Callable[..., Tiny]
@@ -85,6 +85,21 @@ def test_processes_share_out_what_one_would_read(tiny: Tiny) -> None:
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
 
 
+def test_parts_of_a_step_are_read_as_processes_would_read_them(make_tiny: MakeTiny) -> None:
+    trainer = make_tiny(batch_size=8, accumulation_steps=4).trainer()
+    parts = list(trainer._order())
+    assert {len(part) for part in parts} == {2}
+    assert [sum(parts[first : first + 4], []) for first in range(0, len(parts), 4)] == list(  # noqa: RUF017
+        make_tiny(batch_size=8).trainer()._order()
+    )
+    halved = make_tiny(batch_size=8, accumulation_steps=2).trainer()
+    orders = []
+    for rank in range(2):
+        halved.world = World(rank, 2)
+        orders.append(iter(list(halved._order())))
+    assert [next(orders[number // 2 % 2]) for number in range(len(parts))] == parts
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "film": {},
     "dropout": {"unet_film__dropout_rate": 0.3},
@@ -94,6 +109,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "diffusion__weighting": "uniform", "lr_schedule": "cosinewarm", "cosinewarm__t_0": 1, "grad_clip": None,
     },
     "bfloat16": {"precision": "bfloat16"},
+    "sam_batch_norm": {
+        "network": "unet_att_d", "unet_att_d__dropout_rate": 0.2, "optimizer": "sam", "accumulation_steps": 2,
+    },
+    "importance": {"diffusion__timestep_sampling": "importance", "diffusion__timesteps": 20, "evaluate__steps": 20,
+                   "accumulation_steps": 2},
 }  # fmt: skip
 
 
@@ -227,19 +247,6 @@ def test_the_epochs_training_loss_is_the_mean_over_its_steps(make_tiny: MakeTiny
     losses = [metrics["train/loss"] for _, _, metrics in log.points if "train/loss" in metrics]
     for epoch, row in enumerate(outcome.history):
         assert row["train_loss"] == pytest.approx(sum(losses[4 * epoch : 4 * epoch + 4]) / 4)
-
-
-class Judge:
-    """Gives the epochs the gains it was told to, and keeps the weights it was shown."""
-
-    def __init__(self, *gains: float) -> None:
-        self._gains = list(gains)
-        self.shown: list[dict[str, Tensor]] = []
-
-    def judge(self, task: DiffusionTask) -> dict[str, float]:
-        assert not task.network.training
-        self.shown.append({name: value.clone() for name, value in task.network.state_dict().items()})
-        return {"loss": 1.0, "gain_db/mean": self._gains[len(self.shown) - 1]}
 
 
 @pytest.mark.parametrize(("gains", "best"), [((0.1, 0.5, 0.3), 2), ((-3.0, -2.0, -1.0), 3), ((0.2, 0.2, 0.1), 1)])

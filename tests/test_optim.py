@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,97 +10,68 @@ import torch
 from torch import nn
 
 from earthprior.params import Params
-from earthprior.training.optim import LR_SCHEDULES, OPTIMIZERS, averaged, lr_schedule
-
-STEPS_PER_EPOCH, EPOCHS, WARMUP, LR, ETA_MIN = 5, 8, 2, 0.01, 0.001
-TOTAL, RISE = STEPS_PER_EPOCH * EPOCHS, STEPS_PER_EPOCH * WARMUP
+from earthprior.training.optim import OPTIMIZERS, averaged
 
 MakeParams = Callable[..., Params]
 
-
-def half_cosine(done: float) -> float:
-    return ETA_MIN + (LR - ETA_MIN) * (1 + math.cos(math.pi * done)) / 2
-
-
-def restarts(step: int) -> float:
-    """t_0 = 2 epochs, then 4, then 8."""
-    length = 2 * STEPS_PER_EPOCH
-    while step >= length:
-        step, length = step - length, 2 * length
-    return half_cosine(step / length)
-
-
-CLOSED_FORMS: dict[str, Callable[[int, int], float]] = {
-    "cosine": lambda step, steps: half_cosine(step / steps),
-    "cosinewarm": lambda step, steps: restarts(step),
-    "none": lambda step, steps: LR,
+OWN: dict[str, dict[str, Any]] = {
+    "adam": {"betas": (0.81, 0.97), "eps": 1e-3},
+    "adamw": {"betas": (0.81, 0.97), "eps": 1e-3},
+    "sgd": {"momentum": 0.6, "nesterov": True},
+    "rmsprop": {"alpha": 0.8, "eps": 1e-3, "momentum": 0.4},
+    "adagrad": {"lr_decay": 0.1, "eps": 1e-3},
+    "adadelta": {"rho": 0.7, "eps": 1e-3},
+    "nadam": {"betas": (0.81, 0.97), "eps": 1e-3, "momentum_decay": 0.02},
+    "adamax": {"betas": (0.81, 0.97), "eps": 1e-3},
+    "radam": {"betas": (0.81, 0.97), "eps": 1e-3},
+    "adabelief": {"betas": (0.81, 0.97), "eps": 1e-3},
 }
+"""Another value than params.yaml's for every key of an optimizer's section."""
 
 
-def schedule_params(make_params: MakeParams, name: str, warmup: int) -> Params:
-    return make_params(
-        {
-            "lr": LR, "lr_schedule": name, "epochs": EPOCHS, "warmup_epochs": warmup, "cosine.eta_min": ETA_MIN,
-            "cosinewarm.eta_min": ETA_MIN, "cosinewarm.t_0": 2, "cosinewarm.t_mult": 2,
-        }
-    )  # fmt: skip
-
-
-def begun(params: Params) -> tuple[torch.optim.Optimizer, Any]:
-    optimizer = OPTIMIZERS[params.optimizer]([nn.Parameter(torch.ones(3))], params)
-    return optimizer, lr_schedule(optimizer, params, STEPS_PER_EPOCH)
-
-
-def walk(optimizer: torch.optim.Optimizer, schedule: Any, steps: int) -> list[float]:
-    """The lr that each of the next steps has."""
-    found = []
-    for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+def weights_after(params: Params, steps: int = 7) -> list[float]:
+    """What an optimizer makes of two weights and a fixed row of gradients."""
+    weight = nn.Parameter(torch.tensor([2.0, -4.0], dtype=torch.float64))
+    optimizer = OPTIMIZERS[params.optimizer]([weight], params)
+    for gradient in torch.randn(steps, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64):
+        weight.grad = gradient.clone()
         optimizer.step()
-        schedule.step()
-    return found
+    return weight.tolist()
 
 
-@pytest.mark.parametrize("warmup", [0, WARMUP])
-@pytest.mark.parametrize("name", sorted(LR_SCHEDULES))
-def test_lr_follows_its_closed_form(make_params: MakeParams, name: str, warmup: int) -> None:
-    found = walk(*begun(schedule_params(make_params, name, warmup)), TOTAL)
-    rise = warmup * STEPS_PER_EPOCH
-    expected = [LR * (step + 1) / (rise + 1) for step in range(rise)]
-    expected += [CLOSED_FORMS[name](step, TOTAL - rise) for step in range(TOTAL - rise)]
-    assert found == pytest.approx(expected, rel=1e-6)
+def test_every_optimizer_is_here() -> None:
+    assert set(OPTIMIZERS) == {*OWN, "sam"}
 
 
-@pytest.mark.parametrize("name", sorted(LR_SCHEDULES))
-def test_lr_has_no_dip_where_the_warm_up_ends(make_params: MakeParams, name: str) -> None:
-    found = walk(*begun(schedule_params(make_params, name, WARMUP)), TOTAL)
-    assert found[0] > 0
-    assert found[: RISE + 1] == sorted(found[: RISE + 1])
-    assert found[RISE] == pytest.approx(LR) == max(found)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("left_at", [1, RISE - 1, RISE, RISE + 1, TOTAL - 1])
-@pytest.mark.parametrize("name", sorted(LR_SCHEDULES))
-def test_a_restored_schedule_continues_exactly(make_params: MakeParams, name: str, left_at: int) -> None:
-    params = schedule_params(make_params, name, WARMUP)
-    expected = walk(*begun(params), TOTAL)
-    optimizer, schedule = begun(params)
-    walk(optimizer, schedule, left_at)
-    kept = optimizer.state_dict(), schedule.state_dict()
-    optimizer, schedule = begun(params)
-    optimizer.load_state_dict(kept[0])
-    schedule.load_state_dict(kept[1])
-    assert walk(optimizer, schedule, TOTAL - left_at) == expected[left_at:]
-
-
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", OWN)
 def test_an_optimizer_gets_its_dials(make_params: MakeParams, name: str) -> None:
     dials = {"lr": 0.0123, "weight_decay": 0.045}
-    own = {"betas": (0.81, 0.97), "eps": 1e-5}
-    params = make_params({"optimizer": name, **dials, **{f"{name}.{key}": value for key, value in own.items()}})
-    (group,) = OPTIMIZERS[name]([nn.Parameter(torch.ones(3))], params).param_groups
-    assert {key: group[key] for key in {**dials, **own}} == {**dials, **own}
+    params = make_params({"optimizer": name, **dials, **{f"{name}.{key}": value for key, value in OWN[name].items()}})
+    assert set(OWN[name]) == set(type(getattr(params, name)).model_fields)
+    optimizer = OPTIMIZERS[name]([nn.Parameter(torch.ones(3))], params)
+    for found in (optimizer.defaults, *optimizer.param_groups):
+        assert {key: found[key] for key in {**dials, **OWN[name]}} == {**dials, **OWN[name]}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [(name, f"{name}.{key}", value) for name, own in OWN.items() for key, value in own.items()]
+    + [(name, key, 0.2) for name in OWN for key in ("lr", "weight_decay")],
+)
+def test_every_dial_changes_the_weights(make_params: MakeParams, name: str, key: str, value: Any) -> None:
+    assert weights_after(make_params({"optimizer": name, key: value})) != weights_after(
+        make_params({"optimizer": name})
+    )
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_sam_has_its_base_with_that_ones_dials(make_params: MakeParams, name: str) -> None:
+    own = {f"{name}.{key}": value for key, value in OWN[name].items()}
+    params = make_params({"optimizer": "sam", "sam.base_optimizer": name, **own})
+    alone = make_params({"optimizer": name, **own})
+    weight = [nn.Parameter(torch.ones(3))]
+    assert type(OPTIMIZERS["sam"](weight, params)) is type(OPTIMIZERS[name](weight, alone))
+    assert weights_after(params) == weights_after(alone)
 
 
 def test_adamw_takes_the_published_step(make_params: MakeParams) -> None:
@@ -110,6 +82,68 @@ def test_adamw_takes_the_published_step(make_params: MakeParams) -> None:
     OPTIMIZERS["adamw"]([weight], params).step()
     expected = [2.0 * 0.95 - 0.1 * 0.5 / 0.75, -4.0 * 0.95 + 0.1 * 3.0 / 3.25]
     assert weight.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def adabelief(
+    theta: float, gradients: list[float], lr: float, wd: float, betas: tuple[float, float], eps: float
+) -> float:
+    """Zhuang et al. 2020, Algorithm 2, with decoupled weight decay."""
+    m = s = 0.0
+    for n, g in enumerate(gradients, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        s = betas[1] * s + (1 - betas[1]) * (g - m) ** 2 + eps
+        theta -= lr * wd * theta
+        theta -= lr * m / (1 - betas[0] ** n) / (math.sqrt(s / (1 - betas[1] ** n)) + eps)
+    return theta
+
+
+def rmsprop(theta: float, gradients: list[float], lr: float, alpha: float, eps: float, momentum: float) -> float:
+    """Tieleman & Hinton 2012, with momentum as Graves 2013 has it."""
+    square = push = 0.0
+    for g in gradients:
+        square = alpha * square + (1 - alpha) * g * g
+        push = momentum * push + g / (math.sqrt(square) + eps)
+        theta -= lr * push
+    return theta
+
+
+def radam(theta: float, gradients: list[float], lr: float, betas: tuple[float, float], eps: float) -> float:
+    """Liu et al. 2020, Algorithm 2."""
+    m = v = 0.0
+    longest = 2 / (1 - betas[1]) - 1
+    for n, g in enumerate(gradients, 1):
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        length = longest - 2 * n * betas[1] ** n / (1 - betas[1] ** n)
+        step = m / (1 - betas[0] ** n)
+        if length > 5:
+            r = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            step *= math.sqrt(r) * math.sqrt(1 - betas[1] ** n) / (math.sqrt(v) + eps)
+        theta -= lr * step
+    return theta
+
+
+@pytest.mark.parametrize(
+    ("reference", "dials"),
+    [
+        (adabelief, {"lr": 0.1, "wd": 0.3, "betas": (0.8, 0.9), "eps": 1e-3}),
+        (rmsprop, {"lr": 0.1, "alpha": 0.8, "eps": 0.1, "momentum": 0.5}),
+        (radam, {"lr": 0.1, "betas": (0.8, 0.99), "eps": 1e-4}),
+    ],
+)
+def test_an_optimizer_follows_its_paper(make_params: MakeParams, reference: Any, dials: dict[str, Any]) -> None:
+    name = reference.__name__
+    own = {f"{name}.{key}": value for key, value in dials.items() if key not in ("lr", "wd")}
+    params = make_params({"optimizer": name, "lr": dials["lr"], "weight_decay": dials.get("wd", 0.0), **own})
+    rows = torch.randn(12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = [reference(theta, rows[:, i].tolist(), **dials) for i, theta in enumerate((2.0, -4.0))]
+    assert weights_after(params, steps=12) == pytest.approx(expected, rel=1e-9)
+
+
+def test_adabelief_needs_no_torchvision(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "pytorch_optimizer"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    weights_after(make_params({"optimizer": "adabelief"}))
 
 
 class Counting(nn.Module):

@@ -20,6 +20,7 @@ from earthprior.chips.selection import Selection, linear_crops, validation_batch
 from earthprior.diffusion import linear
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.params import DataParams, Params
+from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
 from earthprior.training.loop import Outcome, Trainer, TrainingChips
@@ -91,6 +92,28 @@ class Tiny:
         validation = Validation(self.validation_batches, self.params.data.bands)
         chips = TrainingChips(len(self.selection.train), self.read, self.normalizer)
         return Trainer(self.params, task, chips, validation, CPU, world or World())
+
+
+class Judge:
+    """Gives the epochs the gains it was told to, and keeps the weights it was shown."""
+
+    def __init__(self, *gains: float) -> None:
+        self._gains = list(gains)
+        self.shown: list[dict[str, Tensor]] = []
+
+    def judge(self, task: DiffusionTask) -> dict[str, float]:
+        assert not task.network.training
+        self.shown.append({name: value.clone() for name, value in task.network.state_dict().items()})
+        return {"loss": 1.0, "gain_db/mean": self._gains[len(self.shown) - 1]}
+
+
+GAINS = (0.1, 0.5, 0.3, 0.4, 0.2, 0.9)
+
+
+def judged(trainer: Trainer) -> Trainer:
+    """With the GAINS of the epochs to come instead of a validation, which takes longer than these trainings."""
+    trainer.validation = Judge(*GAINS[trainer.step // trainer.steps_per_epoch :])  # type: ignore[assignment]
+    return trainer
 
 
 @dataclass

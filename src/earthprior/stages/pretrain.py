@@ -217,10 +217,12 @@ def _check_batch_size(params: Params, chips: int, processes: int) -> None:
     Raises:
         ParamsError: Batches cannot be shared out evenly, or an epoch fills none.
     """
-    if params.batch_size % processes:
+    shares = processes * params.accumulation_steps
+    if params.batch_size % shares:
+        parts = f" of accumulation_steps {params.accumulation_steps}" if params.accumulation_steps > 1 else ""
         raise ParamsError(
-            f"batch_size {params.batch_size} cannot be shared out evenly to {processes} processes; "
-            f"use a multiple of {processes}"
+            f"batch_size {params.batch_size} cannot be shared out evenly to {processes} processes{parts}; "
+            f"use a multiple of {shares}"
         )
     visits = chips * params.data.crops_per_chip
     if visits < params.batch_size:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from earthprior.errors import EarthPriorError, Interrupted
@@ -47,10 +47,34 @@ class World:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
         return int(tensor)
 
+    def from_first(self, value: float, device: torch.device) -> float:
+        """The first process's value, known to all."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=device)
+        distributed.broadcast(tensor, src=0)
+        return float(tensor)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The processes' tensors (N, ...), all of one shape, one after another (size * N, ...), known to all."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(parts, tensor)
+        return torch.cat(parts)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+
+def adding_up(network: nn.Module) -> AbstractContextManager[None]:
+    """Inside, backward adds to the gradients without averaging them over processes: there is more to come."""
+    waiting: AbstractContextManager[None] = (
+        network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+    )
+    return waiting
 
 
 def unwrap(network: nn.Module) -> nn.Module:

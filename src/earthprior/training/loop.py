@@ -1,6 +1,6 @@
 """The training loop: from chips to weights, one optimizer step after another.
 
-Everything random is addressed by (seed, epoch) or (seed, step, rank), so the loop may be left at any step and entered
+Everything random is addressed by (seed, epoch) or (seed, step, share), so the loop may be left at any step and entered
 again there with the saved state, and ends with the same bits.
 """
 
@@ -9,29 +9,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from earthprior import build
-from earthprior.chips.augment import augment
-from earthprior.chips.batch import Batch, prepare
 from earthprior.chips.loader import RawBatch
 from earthprior.chips.normalize import Normalizer
 from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
 from earthprior.params import Params
-from earthprior.randomness import numpy_generator, seed_of, torch_generator
+from earthprior.randomness import numpy_generator
 from earthprior.tasks.diffusion import DiffusionTask
-from earthprior.tasks.task import Loss
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World, unwrap
-from earthprior.training.optim import OPTIMIZERS, averaged, lr_schedule
+from earthprior.training.optim import OPTIMIZERS, averaged
 from earthprior.training.progress import Progress
+from earthprior.training.rates import LRSchedule
+from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights, worst_chip
+from earthprior.training.sharpness import ascended
 from earthprior.training.stop import StopRequest
-from earthprior.training.validate import Validation
+from earthprior.training.validate import Validation, evaluating
 
 Log = Callable[[Mapping[str, float], int, int], None]
 """log(metrics, step, epoch); never fails and never waits."""
@@ -101,7 +100,7 @@ class Trainer:
         network = task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged(network, params.ema_decay)
         self.optimizer = OPTIMIZERS[params.optimizer](network.parameters(), params)
-        self.lr_schedule = lr_schedule(self.optimizer, params, self.steps_per_epoch)
+        self.lr_schedule = LRSchedule(self.optimizer, params, self.steps_per_epoch)
         task.network = world.wrap(network, device)
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -110,8 +109,16 @@ class Trainer:
         self.best_epoch = 0
         self._epoch_loss = 0.0
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all steps are done, or early stopping has waited long enough."""
+        epoch, begun = divmod(self.step, self.steps_per_epoch)
+        patience = self.params.early_stopping_epochs
+        given_up = patience is not None and not begun and epoch - self.best_epoch >= patience
+        return given_up or self.step >= self.total_steps
+
     def run(self, store: CheckpointStore, log: Log, stop: StopRequest, progress: Progress) -> Outcome:
-        """Train to the end of the last epoch.
+        """Train to the end of the last epoch, or to where early stopping ends it.
 
         Raises:
             Interrupted: Asked to stop; the state is saved.
@@ -119,19 +126,24 @@ class Trainer:
             DivergedError: Loss or gradient became non-finite.
         """
         saved_at, pause = time.monotonic(), self.params.operation.checkpoint_every_seconds
-        with closing(self.chips.read(self._order())) as batches:
-            for raw in batches:
-                self._one_step(raw, log, progress)
+        with closing(self.chips.read(self._order())) as raws:
+            while not self.finished:
+                self._one_step(raws, log, progress)
                 asked = self.world.largest(stop.signal_number or 0, self.device)
-                due = time.monotonic() - saved_at >= pause
-                if self.world.is_first and (asked or due) and self.step < self.total_steps:
+                due = time.monotonic() - saved_at >= pause or self._at_checkpoint()
+                if self.world.is_first and (asked or due) and not self.finished:
                     began = time.monotonic()
                     self._save(store, progress, last_chance=bool(asked))
                     # Huge states on slow disks: never more than a tenth of the time for checkpoints.
                     pause = max(pause, 10 * (time.monotonic() - began)) if pause else 0
                     saved_at = time.monotonic()
-                if asked and self.step < self.total_steps:
+                if asked and not self.finished:
                     raise Interrupted(f"saved step {self.step:,} of {self.total_steps:,}", asked)
+        if self.step < self.total_steps:
+            progress.note(
+                f"stopped early after epoch {self.step // self.steps_per_epoch} of {self.params.epochs}: the gain of "
+                f"epoch {self.best_epoch} was not bettered in {self.params.early_stopping_epochs} epochs"
+            )
         return Outcome(self.best, _plain(self.average.module), self.best_epoch, self.history)
 
     def state(self) -> dict[str, Any]:
@@ -174,55 +186,68 @@ class Trainer:
         self.best_epoch = state["best_epoch"]
         self._epoch_loss = state["epoch_loss"]
 
+    def _at_checkpoint(self) -> bool:
+        """Whether an epoch has just ended after which a checkpoint is wanted."""
+        interval = self.params.operation.checkpoint_interval
+        return interval is not None and self.step % (interval * self.steps_per_epoch) == 0
+
+    def _shares(self) -> range:
+        """The numbers of this process's shares of a step's batch, among all processes' shares."""
+        parts = self.params.accumulation_steps
+        return range(self.world.rank * parts, (self.world.rank + 1) * parts)
+
     def _order(self) -> Iterator[list[int]]:
-        """Chip indices of this process for every step that is left; the epoch's permutation is f(seed, epoch)."""
-        share = self.params.batch_size // self.world.size
+        """Chip indices of this process's shares of all steps left; the epoch's permutation is f(seed, epoch)."""
+        length = self.params.batch_size // (self.world.size * self.params.accumulation_steps)
         order = None
         for step in range(self.step, self.total_steps):
             epoch, place = divmod(step, self.steps_per_epoch)
             if order is None or place == 0:
                 visits = self.chips.count * self.params.data.crops_per_chip
                 order = numpy_generator(self.params.seed, "order", epoch).permutation(visits) % self.chips.count
-            first = place * self.params.batch_size + self.world.rank * share
-            yield order[first : first + share].tolist()
+            for number in self._shares():
+                first = place * self.params.batch_size + number * length
+                yield order[first : first + length].tolist()
 
-    def _one_step(self, raw: RawBatch, log: Log, progress: Progress) -> None:
+    def _one_step(self, raws: Iterator[RawBatch], log: Log, progress: Progress) -> None:
         epoch = self.step // self.steps_per_epoch + 1
-        address = (self.params.seed, "step", self.step, self.world.rank)
-        generator = torch_generator(*address, device=self.device)
-        batch = prepare(raw, self.chips.normalizer, self.device)
-        batch = augment(batch, self.params.augmentation, self.params.data.crop_px, generator)
-        lr = self.optimizer.param_groups[0]["lr"]
-        loss, norm = self._update(batch, generator, seed_of(*address, "dropout"), raw, lr)
+        shares = [
+            make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
+            for number in self._shares()
+        ]
+        lr = self.lr_schedule.lr
+        loss, norm = self._update(shares, lr)
         self.step += 1
         self._epoch_loss += loss
-        progress.step(self.step, epoch, len(batch) * self.world.size, {"loss": loss, "lr": lr, "grad": norm})
+        progress.step(self.step, epoch, self.params.batch_size, {"loss": loss, "lr": lr, "grad": norm})
         if self.step % self.params.operation.log_every_steps == 0:
             metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
             log({**metrics, "time/chips_per_second": progress.chips_per_second}, self.step, epoch)
         if self.step % self.steps_per_epoch == 0:
             self._end_epoch(epoch, lr, log, progress)
 
-    def _update(
-        self, batch: Batch, generator: torch.Generator, dropout_seed: int, raw: RawBatch, lr: float
-    ) -> tuple[float, float]:
+    def _update(self, shares: list[Share], lr: float) -> tuple[float, float]:
         """Forward, backward, optimizer and average; the loss and the gradient's norm before clipping."""
         self.task.train()
-        # Dropout draws from the global generators, so they are addressed too.
-        torch.manual_seed(dropout_seed)
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.params, self.device):
-            loss = self.task.loss(batch, generator)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        parameters = unwrap(self.task.network).parameters()
-        norm = nn.utils.clip_grad_norm_(parameters, self.params.grad_clip or math.inf)
-        total, length = torch.stack([loss.total.detach().float(), norm.detach().float()]).tolist()
+        network = unwrap(self.task.network)
+        weights = share_weights(shares, self.world)
+        losses = backward(self.task, shares, weights, self.params)
+        if self.params.optimizer == "sam":
+            with ascended(network, self.params.sam.rho, self.params.sam.adaptive):
+                backward(self.task, shares, weights, self.params)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.params.grad_clip or math.inf)
+        loss = joined(losses, weights, self.world)
+        total, length = torch.stack([loss.total.float(), norm.float()]).tolist()
         # Before the optimizer moves: a non-finite update would poison weights, average and every later checkpoint.
         if not (math.isfinite(total) and math.isfinite(length)):
-            raise self._diverged(loss, total, length, raw, lr)
+            raise DivergedError(
+                f"training diverged at step {self.step + 1:,}: loss {total:g}, gradient norm {length:g}, lr {lr:g}; "
+                f"worst {worst_chip(losses, shares)}. Nothing after the last checkpoint was kept. Lower lr, set "
+                "grad_clip, or look at that chip"
+            )
         self.optimizer.step()
         self.lr_schedule.step()
-        self.average.update_parameters(unwrap(self.task.network))
+        self.average.update_parameters(network)
         self.task.after_step(loss)
         return total, length
 
@@ -230,17 +255,22 @@ class Trainer:
         """Judge the averaged weights on the validation chips, and keep them if they are the best."""
         row = {"epoch": epoch, "step": self.step, "train_loss": self._epoch_loss / self.steps_per_epoch, "lr": lr}
         self._epoch_loss = 0.0
+        gain = math.nan
         if self.world.is_first:
             with evaluating(self.task, self.average.module), autocast(self.params, self.device):
                 judged = self.validation.judge(self.task)
+            gain = judged["gain_db/mean"]
             self.history.append({**row, **judged})
             metrics = {"train/loss_epoch": row["train_loss"], **{f"val/{name}": v for name, v in judged.items()}}
             log(metrics, self.step, epoch)
             progress.epoch(epoch, row["train_loss"], judged)
-            if judged["gain_db/mean"] > self.best_gain:
-                self.best_gain, self.best_epoch = judged["gain_db/mean"], epoch
+        # All must know it: the learning rate and the end of the run may depend on it.
+        gain = self.world.from_first(gain, self.device)
+        self.lr_schedule.end_epoch(epoch, gain)
+        if gain > self.best_gain:
+            self.best_gain, self.best_epoch = gain, epoch
+            if self.world.is_first:
                 self.best = _plain(self.average.module)
-        self.world.wait()
 
     def _save(self, store: CheckpointStore, progress: Progress, last_chance: bool) -> None:
         try:
@@ -250,37 +280,6 @@ class Trainer:
                 raise
             # Training is worth more than one checkpoint; the earlier ones are untouched.
             progress.note(f"warning: {error}")
-
-    def _diverged(self, loss: Loss, total: float, norm: float, raw: RawBatch, lr: float) -> DivergedError:
-        per_chip = loss.per_chip.flatten().tolist()
-        worst = max(range(len(per_chip)), key=lambda i: per_chip[i] if math.isfinite(per_chip[i]) else math.inf)
-        t = "" if loss.t is None else f" at timestep {int(loss.t[worst])}"
-        row = raw.rows[worst]
-        return DivergedError(
-            f"training diverged at step {self.step + 1:,}: loss {total:g}, gradient norm {norm:g}, lr {lr:g}; worst "
-            f"chip {row.images[0]} (catalog line {row.line}){t}. Nothing after the last checkpoint was kept. Lower lr, "
-            "set grad_clip, or look at that chip"
-        )
-
-
-class evaluating(AbstractContextManager[None]):
-    """Inside, the task runs `network` (the averaged weights) in evaluation mode; its own network comes back after."""
-
-    def __init__(self, task: DiffusionTask, network: nn.Module) -> None:
-        self._task, self._network, self._own = task, network, task.network
-
-    def __enter__(self) -> None:
-        self._task.network = self._network
-        self._task.eval()
-
-    def __exit__(self, *exception: object) -> None:
-        self._task.network = self._own
-
-
-def autocast(params: Params, device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision as params ask."""
-    dtype = build.autocast_dtype(params, device)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:

@@ -1,67 +1,58 @@
-"""Optimizers, LR schedules and the running average of weights: torch's own, chosen by name."""
+"""Optimizers and the running average of weights: torch's own where it has them, chosen by name.
+
+Weight decay is decoupled in adamw and adabelief, as published; in all others it is added to the gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.optim import lr_scheduler
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from earthprior.params import Params
 
-LRScheduler = lr_scheduler.LRScheduler
+Maker = Callable[[Iterable[nn.Parameter], Params], Optimizer]
 
 
-def adamw(parameters: Iterable[nn.Parameter], params: Params) -> torch.optim.Optimizer:
-    """AdamW. Source: Loshchilov & Hutter 2019, arXiv:1711.05101."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=params.lr,
-        weight_decay=params.weight_decay,
-        betas=params.adamw.betas,
-        eps=params.adamw.eps,
-        fused=True,
-    )
+def _maker(name: str, kind: Callable[..., Optimizer], fused: bool | None = None) -> Maker:
+    """Makes an optimizer from lr, weight_decay and its own section, whose keys are the arguments' names."""
+    more = {} if fused is None else {"fused": fused}
+
+    def make(parameters: Iterable[nn.Parameter], params: Params) -> Optimizer:
+        section = getattr(params, name).model_dump()
+        return kind(parameters, lr=params.lr, weight_decay=params.weight_decay, **section, **more)
+
+    return make
 
 
-def cosine(optimizer: torch.optim.Optimizer, params: Params, steps_per_epoch: int) -> LRScheduler:
-    """From lr to eta_min along half a cosine over the epochs after warm-up."""
-    steps = (params.epochs - params.warmup_epochs) * steps_per_epoch
-    return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=params.cosine.eta_min)
+def _adabelief(parameters: Iterable[nn.Parameter], **options: object) -> Optimizer:
+    # Loads a hundred optimizers, so only when this one is wanted.
+    from pytorch_optimizer import AdaBelief
+
+    return AdaBelief(parameters, **options)  # type: ignore[arg-type]
 
 
-def cosinewarm(optimizer: torch.optim.Optimizer, params: Params, steps_per_epoch: int) -> LRScheduler:
-    """Cosine with warm restarts, t_0 epochs to the first. Source: Loshchilov & Hutter 2017, arXiv:1608.03983."""
-    section = params.cosinewarm
-    return lr_scheduler.CosineAnnealingWarmRestarts(
-        optimizer, T_0=section.t_0 * steps_per_epoch, T_mult=section.t_mult, eta_min=section.eta_min
-    )
+def _sam(parameters: Iterable[nn.Parameter], params: Params) -> Optimizer:
+    """The base optimizer; what makes it sharpness-aware is where the gradient is taken, see `sharpness.ascended`."""
+    return OPTIMIZERS[params.sam.base_optimizer](parameters, params)
 
 
-def constant(optimizer: torch.optim.Optimizer, params: Params, steps_per_epoch: int) -> LRScheduler:
-    """lr throughout."""
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Params], torch.optim.Optimizer]] = {"adamw": adamw}
-LR_SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, Params, int], LRScheduler]] = {
-    "cosine": cosine,
-    "cosinewarm": cosinewarm,
-    "none": constant,
+OPTIMIZERS: dict[str, Maker] = {
+    "adam": _maker("adam", optim.Adam, fused=True),  # Kingma & Ba 2015, arXiv:1412.6980
+    "adamw": _maker("adamw", optim.AdamW, fused=True),  # Loshchilov & Hutter 2019, arXiv:1711.05101
+    "sgd": _maker("sgd", optim.SGD, fused=True),
+    "rmsprop": _maker("rmsprop", optim.RMSprop),  # Tieleman & Hinton 2012
+    "adagrad": _maker("adagrad", optim.Adagrad),  # Duchi et al. 2011, JMLR 12
+    "adadelta": _maker("adadelta", optim.Adadelta),  # Zeiler 2012, arXiv:1212.5701
+    "nadam": _maker("nadam", optim.NAdam),  # Dozat 2016
+    "adamax": _maker("adamax", optim.Adamax),  # Kingma & Ba 2015, arXiv:1412.6980, Section 7.1
+    "radam": _maker("radam", optim.RAdam),  # Liu et al. 2020, arXiv:1908.03265
+    "adabelief": _maker("adabelief", _adabelief),  # Zhuang et al. 2020, arXiv:2010.07468
+    "sam": _sam,  # Foret et al. 2021, arXiv:2010.01412
 }
-
-
-def lr_schedule(optimizer: torch.optim.Optimizer, params: Params, steps_per_epoch: int) -> LRScheduler:
-    """The chosen LR schedule, stepped once per optimizer step; it begins when the linear warm-up has reached lr."""
-    after = LR_SCHEDULES[params.lr_schedule](optimizer, params, steps_per_epoch)
-    warmup_steps = params.warmup_epochs * steps_per_epoch
-    if warmup_steps == 0:
-        return after
-    # The first step already moves: it has lr / (warmup_steps + 1), not 0.
-    warmup = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
-    return lr_scheduler.SequentialLR(optimizer, [warmup, after], milestones=[warmup_steps])
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:

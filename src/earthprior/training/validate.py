@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import pandas as pd
 import torch
+from torch import nn
 
 from earthprior.chips.batch import Batch
 from earthprior.diffusion.gain import (
@@ -63,3 +65,17 @@ class Validation:
             total += float(task.loss(batch, generator).total) * len(batch)
             chips += len(batch)
         return total / chips
+
+
+class evaluating(AbstractContextManager[None]):
+    """Inside, the task runs `network` (the averaged weights) in evaluation mode; its own network comes back after."""
+
+    def __init__(self, task: DiffusionTask, network: nn.Module) -> None:
+        self._task, self._network, self._own = task, network, task.network
+
+    def __enter__(self) -> None:
+        self._task.network = self._network
+        self._task.eval()
+
+    def __exit__(self, *exception: object) -> None:
+        self._task.network = self._own
