@@ -17,7 +17,9 @@ from earthprior.errors import DataError, DivergedError, Interrupted, ParamsError
 from earthprior.files import write_json
 from earthprior.params import Params, load
 
-VERBS = ["stats", "pretrain", "evaluate", "catalog", "synth", "preset"]
+VERBS = [
+    "stats", "pretrain", "evaluate", "catalog", "synth", "augmentations", "preset", "import-config", "import-weights",
+]  # fmt: skip
 
 
 def invoke(*arguments: str) -> Result:

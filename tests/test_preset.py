@@ -53,14 +53,17 @@ def test_nicfi_100k_is_the_tutorials_configuration(root: Path) -> None:
     assert (got.batch_size, got.val_batch_size, got.epochs, got.warmup_epochs) == (40, 20, 100, 5)
     assert (got.lr, got.weight_decay, got.adamw.betas, got.adamw.eps) == (2e-4, 1e-4, (0.9, 0.999), 1e-8)
     assert (got.lr_schedule, *got.cosinewarm.model_dump().values()) == ("cosinewarm", 30, 2, 1e-5)
-    assert tuple(got.diffusion.model_dump().values()) == (1000, "linear", 1e-6, 0.02, "none", "uniform", "uniform")
+    diffusion = got.diffusion
+    assert (diffusion.timesteps, diffusion.noise_schedule, diffusion.beta_range) == (1000, "linear", (1e-6, 0.02))
+    assert (diffusion.precondition, diffusion.weighting, diffusion.timestep_sampling) == ("none", "uniform", "uniform")
+    assert (diffusion.shift_reference_px, diffusion.zero_terminal_snr) == (None, False)
     assert (got.normalization.normal_strategy, got.normalization.stat_procedure) == ("min_max", "lab")
     assert (got.data.chip_size, got.data.crop_px, got.data.crops_per_chip) == (224, None, 1)
     augmentation = got.augmentation
     assert augmentation.scale_factor == (0.75, 1.5)
     assert (augmentation.br_range, augmentation.contrast_range) == ((-0.02, 0.02), (0.9, 1.2))
-    assert augmentation.flip
-    assert augmentation.rotate_90
+    assert (augmentation.sigma_range, augmentation.bshift_gamma_range) == ((0.03, 0.07), (0.2, 2.0))
+    assert (augmentation.flip, augmentation.rotation_degree) == (False, (-180, -90, 90, 180))
 
 
 def test_nicfi_100k_builds_the_tutorials_network(root: Path) -> None:
@@ -142,7 +145,7 @@ def test_without_presets_the_folder_is_named(root: Path) -> None:
         ("learning_rate: 0.1\n", "learning_rate: unknown key"),
         ("data: {chips_size: 32}\n", r"data\.chips_size.*did you mean data\.chip_size"),
         ("lr: -1\n", "lr: -1"),
-        ("network: unet_att_d\ndata: {crop_px: 33}\n", "33 px"),
+        ("network: unet_att_d\ndata: {crop_px: 330}\n", "crop_px 330 is larger"),
         ("data: 3\n", "data: unknown key"),
         ("lr: [1\n", "not valid YAML"),
     ],

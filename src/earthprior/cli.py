@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -69,7 +69,7 @@ def _params(root: Path) -> Params:
 
 @main.command()
 def stats() -> None:
-    """Read every chip once: statistics, and a table of all problems.
+    """Read every chip once: statistics, and all problems.
 
     Writes results/stats/.
 
@@ -104,7 +104,7 @@ def pretrain(accept_code: bool) -> None:
 
 @main.command()
 def evaluate() -> None:
-    """Judge the network: gain over a linear filter, samples, probe.
+    """Judge the network: denoising gain, samples, probe.
 
     Writes the report and its numbers to results/evaluate/.
 
@@ -125,7 +125,7 @@ def evaluate() -> None:
 def catalog(
     folder: Path, out: Path | None, validate_fraction: float, test_fraction: float, seed: int, force: bool
 ) -> None:
-    """Write a catalog of the GeoTIFFs below FOLDER, split by place.
+    """List the GeoTIFFs of FOLDER in a catalog, split by place.
 
     Example: earthprior catalog data --validate-fraction 0.1
     """
@@ -143,13 +143,28 @@ def catalog(
 @click.option("--size", default=224, show_default=True, help="Width and height of a chip, px.")
 @click.option("--force", is_flag=True, help="Replace an earlier set in OUT.")
 def synth(out: Path, n: int, seed: int, workers: int, validate_fraction: float, size: int, force: bool) -> None:
-    """Make procedural chips with land-cover labels in folder OUT.
+    """Make procedural chips with land cover in folder OUT.
 
     Example: earthprior synth data -n 2000
     """
     from earthprior.tools import synth as tool
 
     tool.run(out, n, seed, workers, validate_fraction, size, force)
+
+
+@main.command()
+@click.option("--chips", default=4, show_default=True, type=click.IntRange(1, 24), help="Number of training chips.")
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG; by default work/augmentations.png.")
+def augmentations(chips: int, out: Path | None) -> None:
+    """Draw what each augmentation does to training chips.
+
+    Needs results/stats/.
+
+    Example: earthprior augmentations --chips 6
+    """
+    from earthprior.tools import augmentations as tool
+
+    tool.run(_params(Path.cwd()), Path.cwd(), chips, out)
 
 
 @main.command()
@@ -163,3 +178,43 @@ def preset(name: str, out: Path | None) -> None:
     from earthprior.tools import preset as tool
 
     tool.run(name, Path.cwd(), out)
+
+
+@main.command("import-config")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write; by default params.yaml itself.")
+@click.option("--as-run", is_flag=True, help="Switch off what never had an effect there.")
+def import_config(config: Path, out: Path | None, as_run: bool) -> None:
+    """Lay a tutorial's ssl_train.yaml over params.yaml.
+
+    Prints what became of each key, and what had never had an effect there. See docs/migration.md.
+
+    Example: earthprior import-config ssl_train.yaml
+    """
+    from earthprior.tools import import_config as tool
+
+    tool.run(config, Path.cwd(), out, as_run)
+
+
+@main.command("import-weights")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--time-conditioning",
+    type=click.Choice(["bottleneck", "none"]),
+    default="bottleneck",
+    show_default=True,
+    help="none: trained before the tutorial's time embedding had an effect (before its commit b7b84cb).",
+)
+@click.option(
+    "--write-params", is_flag=True, help="Set the network's keys in params.yaml as the checkpoint needs them."
+)
+def import_weights(checkpoint: Path, time_conditioning: Literal["bottleneck", "none"], write_params: bool) -> None:
+    """Take a tutorial's checkpoint as results/pretrain/.
+
+    Reads .pth (plain tensors only, no code) and .safetensors; needs results/stats/. See docs/migration.md.
+
+    Example: earthprior import-weights best_model.pth
+    """
+    from earthprior.tools import import_weights as tool
+
+    tool.run(checkpoint, _params(Path.cwd()), Path.cwd(), time_conditioning, write_params)

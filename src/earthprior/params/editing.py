@@ -1,0 +1,124 @@
+"""Changing values in params.yaml in place: comments and everything else stay, and nothing invalid comes out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from earthprior.errors import ParamsError
+from earthprior.files import write_atomic
+from earthprior.params.reading import parse, read_mapping
+from earthprior.params.whole import known_keys
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as `null`, not as nothing, so that untouched lines stay as they are."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def overlay(path: Path, values: Mapping[str, Any], source: str) -> tuple[str, list[str]]:
+    """params.yaml with other values.
+
+    Args:
+        path: The file to start from, which stays as it is.
+        values: By dotted key.
+        source: What the result is called in a message.
+
+    Returns:
+        The new text, and a line `key: before -> after` for each value that differs.
+
+    Raises:
+        ParamsError: The file cannot be read, or the result is not valid.
+    """
+    read_mapping(path)
+    yaml = _yaml()
+    document: CommentedMap = yaml.load(path.read_text(encoding="utf-8"))
+    changes = [change for key, value in values.items() if (change := _set(document, key, value))]
+    text = io.StringIO()
+    yaml.dump(document, text)
+    parse(YAML(typ="safe", pure=True).load(text.getvalue()), source)
+    return text.getvalue(), changes
+
+
+def write(text: str, target: Path) -> None:
+    """Write what `overlay` gave.
+
+    Raises:
+        ParamsError: The folder does not exist.
+    """
+    if not target.parent.is_dir():
+        raise ParamsError(f"{target}: its folder does not exist; create it, or choose another place for the file")
+    write_atomic(target, text)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a part of params.yaml under their dotted keys; a value that is a mapping itself stays whole."""
+    known = set(known_keys())
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in known:
+            yield from leaves(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def plain(value: Any) -> str:
+    """A value as YAML writes it on one line."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(plain(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {plain(item)}' for key, item in value.items())}}}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.preserve_quotes = True
+    yaml.width = 4096  # never wrap a line
+    return yaml
+
+
+def _set(document: CommentedMap, key: str, value: Any) -> str | None:
+    """Change one value in place; says what changed, or None where the file had the value already."""
+    *sections, last = key.split(".")
+    node = document
+    for section in sections:
+        if not isinstance(node.get(section), CommentedMap):
+            raise ParamsError(f"params.yaml: {section} is not a section of keys; git checkout params.yaml restores it")
+        node = node[section]
+    old = node.get(last)
+    if last in node and old == value:
+        return None
+    before = plain(old) if last in node else "(absent)"
+    if isinstance(value, list) and isinstance(old, CommentedSeq):
+        _refill(old, value)
+    elif isinstance(value, list):
+        node[last] = CommentedSeq(value)
+        node[last].fa.set_flow_style()
+    elif isinstance(value, Mapping):
+        node[last] = CommentedMap(value)
+        node[last].fa.set_flow_style()
+    else:
+        node[last] = value
+    return f"{key}: {before} -> {plain(value)}"
+
+
+def _refill(old: CommentedSeq, values: list[Any]) -> None:
+    """Replace a list's items, keeping its style and what ruamel hangs on its last item: the comment that follows."""
+    tail = old.ca.items.pop(len(old) - 1, None)
+    old[:] = values
+    if tail is not None and values:
+        old.ca.items[len(values) - 1] = tail

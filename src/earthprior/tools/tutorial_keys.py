@@ -1,0 +1,307 @@
+"""The keys of the tutorial's ssl_train.yaml: what each is here, and what it did there.
+
+Two principles. What acted there keeps the meaning that the tutorial's code gave it: weights and numbers go on
+comparing. What had no effect there gets the meaning that its README promises. docs/params.md has the same table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from earthprior.params import CLIP_PERCENTS
+
+ABSENT: Final = object()
+"""Stands where a key is missing, and where a rule has no such value."""
+
+PATCH_SHIFT_PX = 4
+
+Convert = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of one key.
+
+    Attributes:
+        theirs: Dotted, below `Train_Validate`.
+        here: Our dotted key; None for what has no place here.
+        convert: From their value to ours; raises ValueError with what is needed instead.
+        acted: Whether the tutorial's code let it have an effect.
+        note: What differs.
+        default: What the tutorial's code takes where the key is missing; ABSENT: nothing, and ours stays.
+        off: Our value that does nothing, for a run as the tutorial's code did it; ABSENT where none is needed.
+    """
+
+    theirs: str
+    here: str | None
+    convert: Convert
+    acted: bool = True
+    note: str = ""
+    default: Any = ABSENT
+    off: Any = ABSENT
+
+
+def number(value: Any) -> float:
+    """A number, also as the text that a YAML 1.1 reader makes of 1e-6."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError("a number is needed")
+    return value if isinstance(value, int) else found
+
+
+def integer(value: Any) -> int:
+    """A whole number."""
+    found = number(value)
+    if found != int(found):
+        raise ValueError("a whole number is needed")
+    return int(found)
+
+
+def flag(value: Any) -> bool:
+    """True or false, also in the words that only YAML 1.1 takes for them."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    found = words.get(str(value).lower())
+    if found is None:
+        raise ValueError("true or false is needed")
+    return found
+
+
+def word(value: Any) -> str:
+    """A name, in small letters."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("a word is needed")
+    return value.lower()
+
+
+def exact_word(value: Any) -> str:
+    """A name as it is written."""
+    word(value)
+    return str(value)
+
+
+def listed(convert: Convert) -> Convert:
+    """A list of such values; a single one is a list of one."""
+
+    def convert_list(value: Any) -> list[Any]:
+        return [convert(item) for item in (value if isinstance(value, list) else [value])]
+
+    return convert_list
+
+
+def optional(convert: Convert) -> Convert:
+    """Such a value, or null for none, an empty list or an empty text."""
+    return lambda value: None if value in (None, [], "", [None]) else convert(value)
+
+
+def span(value: Any) -> list[float]:
+    """Two numbers."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("two numbers are needed: [lowest, highest]")
+    return [number(item) for item in value]
+
+
+def anything(value: Any) -> Any:
+    """What is not carried over is not looked at."""
+    return value
+
+
+def _file_name(value: Any) -> str:
+    return exact_word(value).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def _noise_schedule(value: Any) -> str:
+    return {"cosine": "clipped_cosine"}.get(word(value), word(value))
+
+
+def _view_shift(value: Any) -> int | None:
+    return PATCH_SHIFT_PX if flag(value) else None
+
+
+def _flips(value: Any) -> bool:
+    return any("flip" in str(name) for name in (value if isinstance(value, list) else [value]))
+
+
+_UNUSED = "there: stored, or not even read"
+_AUGMENTATION = "there: imported, never called"
+
+PLAIN_RULES = (
+    Rule("data_path", None, anything, note="data enters by: dvc add PATH -o data"),
+    Rule("train_csv_name", "data.catalog", _file_name, note="put the file into the chips' folder"),
+    Rule("log_dir", None, anything, note="here: results/, MLflow, and work/ for what a killed run needs"),
+    Rule("save_dir", None, anything, note="here: results/pretrain/ and MLflow"),
+    Rule("data_size", "data.chip_size", integer, False, "there not enforced; here other sizes are an error"),
+    Rule("buffer", "data.buffer", integer, note="there: zeros. Here: real pixels where the file has them", default=0),
+    Rule("buffer_comp", None, anything, False, _UNUSED),
+    Rule("global_stats", None, anything, note="the stats stage computes them"),
+    Rule("catalog_index", None, anything, False, _UNUSED),
+    Rule("trans", "augmentation.flip", _flips, False, "there: stored, never applied; may name flips", None, False),
+    Rule("parallel", None, anything, False, _UNUSED),
+    Rule("downfactor", None, anything, False, f"{_UNUSED}; statistics are exact"),
+    Rule("img_path_cols", "data.image_columns", listed(exact_word)),
+    Rule("apply_normalization", "normalization.apply_normalization", flag, default=True),
+    Rule("normal_strategy", "normalization.normal_strategy", word, default="min_max"),
+    Rule("stat_procedure", "normalization.stat_procedure", word, default="lab"),
+    Rule("nodata", "data.nodata", optional(listed(number)), note="here in no loss, statistic or metric", default=None),
+    Rule("scale_factor", "augmentation.scale_factor", optional(span), False, _AUGMENTATION, None, None),
+    Rule("crop_strategy", "augmentation.crop_strategy", word, False, _AUGMENTATION, "center"),
+    Rule(
+        "rotation_degree", "augmentation.rotation_degree", optional(listed(number)), False,
+        f"{_AUGMENTATION}; one of these angles. A range is written {{low: -15, high: 15}}", None, None,
+    ),
+    Rule("sigma_range", "augmentation.sigma_range", optional(span), False, _AUGMENTATION, None, None),
+    Rule("br_range", "augmentation.br_range", optional(span), False, f"{_AUGMENTATION}; added", None, None),
+    Rule("contrast_range", "augmentation.contrast_range", optional(span), False, _AUGMENTATION, None, None),
+    Rule("bshift_gamma_range", "augmentation.bshift_gamma_range", optional(span), False, _AUGMENTATION, None, None),
+    Rule(
+        "patch_shift", "augmentation.patch_shift_px", _view_shift, False,
+        f"{_AUGMENTATION}; a shift by up to {PATCH_SHIFT_PX} px, as its README describes it", False, None,
+    ),
+    Rule("train_batch", "batch_size", integer),
+    Rule("validate_batch", "val_batch_size", integer),
+    Rule("diffusion.timesteps", "diffusion.timesteps", integer, default=1000),
+    Rule(
+        "diffusion.noise_schedule", "diffusion.noise_schedule", _noise_schedule,
+        note="its cosine clips betas at beta_end: clipped_cosine; its README's is cosine here", default="cosine",
+    ),
+    Rule("diffusion.beta_start", "diffusion.beta_start", number, default=1e-6),
+    Rule("diffusion.beta_end", "diffusion.beta_end", number, default=0.02),
+    Rule("model", "network", lambda _: "unet_att_d", note="there read by nothing: unet_att_d is fixed", default=None),
+    Rule("model_kwargs.filter_config", "unet_att_d.filter_config", listed(integer)),
+    Rule("model_kwargs.block_num", "unet_att_d.block_num", listed(integer)),
+    Rule(
+        "model_kwargs.dropout_rate", "unet_att_d.dropout_rate", number,
+        note="there without effect in blocks of one convolution", default=0.0,
+    ),
+    Rule("model_kwargs.dropout_type", "unet_att_d.dropout_type", word, default="traditional"),
+    Rule("model_kwargs.upmode", "unet_att_d.upmode", exact_word, default="deconv_2"),
+    Rule("model_kwargs.use_skipAtt", "unet_att_d.use_skipAtt", flag, default=False),
+    Rule("model_kwargs.time_embedding_dim", "unet_att_d.time_embedding_dim", integer, default=128),
+    Rule("epoch", "epochs", integer),
+    Rule("weight_decay", "weight_decay", number, default=0.0),
+    Rule("loss_fn", "loss_fn", word, note="over valid pixels only"),
+    Rule("checkpoint_interval", "operation.checkpoint_interval", integer, False, "there weights alone, every epoch"),
+    Rule("warmup_period", "warmup_epochs", integer, note="there from a tenth of the rate, per epoch", default=0),
+)  # fmt: skip
+
+FIXED: Mapping[str, tuple[Any, str]] = {
+    "objective": ("eps", "it predicts the noise"),
+    "grad_clip": (None, ""),
+    "accumulation_steps": (1, ""),
+    "early_stopping_epochs": (None, ""),
+    "ema_decay": (0.0, "it averages no weights; 0.999 costs nothing and helps"),
+    "data.crop_px": (None, "it trains on whole chips"),
+    "data.crops_per_chip": (1, ""),
+    "normalization.clip_percent": (0.0, ""),
+    "normalization.clip_val": (None, ""),
+    "augmentation.patch_gamma_range": (None, "its code's patch_shift, which never ran"),
+    "diffusion.scale_betas": (False, ""),
+    "diffusion.shift_reference_px": (None, ""),
+    "diffusion.zero_terminal_snr": (False, ""),
+    "diffusion.precondition": ("none", ""),
+    "diffusion.weighting": ("uniform", ""),
+    "diffusion.timestep_sampling": ("uniform", ""),
+    "unet_att_d.time_injection": ("bottleneck", "none for weights from before its time embedding had an effect"),
+}
+"""What the tutorial's code fixes and our file chooses, with a note."""
+
+FIXED_AS_RUN: Mapping[str, tuple[Any, str]] = {"precision": ("float32", "it knows no other")}
+
+TORCH_EPS = {
+    **dict.fromkeys(("adam", "adamw", "rmsprop", "nadam", "adamax", "radam"), 1e-8),
+    "adagrad": 1e-10, "adadelta": 1e-6, "adabelief": 1e-16,
+}  # fmt: skip
+"""The defaults of `eps`, adabelief's from its own package; sgd has none."""
+
+OPTIMIZER_OPTIONS = (
+    (
+        Rule("betas", "betas", listed(number), default=[0.9, 0.999]),
+        ("adam", "adamw", "nadam", "adamax", "radam", "adabelief"),
+    ),
+    *(
+        (Rule("eps", "eps", number, False, "there never handed on: torch's default holds", eps, eps), (name,))
+        for name, eps in TORCH_EPS.items()
+    ),
+    (Rule("momentum", "momentum", number, default=0.9), ("sgd", "rmsprop")),
+    (Rule("nesterov", "nesterov", flag, default=False), ("sgd",)),
+    (Rule("base_optimizer", "base_optimizer", word, default="sgd"), ("sam",)),
+    (Rule("rho", "rho", number, default=0.05), ("sam",)),
+    (Rule("adaptive", "adaptive", flag, default=False), ("sam",)),
+)
+"""Options and the optimizers that know them; `here` is the key in the optimizer's own section."""
+
+SCHEDULE_OPTIONS = (
+    (Rule("t_0", "t_0", integer, default=10, note="from the end of warm-up"), ("cosinewarm",)),
+    (Rule("t_mult", "t_mult", integer, default=1), ("cosinewarm",)),
+    (Rule("T_max", "t_max", integer, default=100, note="from the end of warm-up"), ("cosine",)),
+    (Rule("eta_min", "eta_min", number, default=0.0), ("cosine", "cosinewarm")),
+    (Rule("step_size", "step_size", integer, default=30), ("step",)),
+    (Rule("gamma", "gamma", number, default=0.1), ("step", "multistep")),
+    (Rule("milestones", "milestones", listed(integer), default=[30, 60, 90]), ("multistep",)),
+    (Rule("patience", "patience", integer, default=10), ("plateau",)),
+    (Rule("factor", "factor", number, default=0.1), ("plateau",)),
+    (Rule("min_lr", "min_lr", number, default=0.0), ("plateau",)),
+    (Rule("max_decay_steps", "max_decay_epochs", integer, default=100, note="its steps are epochs"), ("poly",)),
+    (Rule("min_learning_rate", "min_lr", number, default=1e-6), ("poly",)),
+    (Rule("power", "power", number, default=1.0), ("poly",)),
+    (Rule("pct_start", "pct_start", number, default=0.3), ("onecycle",)),
+    (Rule("div_factor", "div_factor", number, default=25.0), ("onecycle",)),
+    (Rule("final_div_factor", "final_div_factor", number, default=1e4), ("onecycle",)),
+)
+"""Options and the LR schedules that know them; `here` is the key in the schedule's own section."""
+
+LOSS_OPTIONS = tuple(
+    (Rule(f"loss_weights.{name}", name, number, default=default), ("hybrid_light",))
+    for name, default in (("alpha", 1.0), ("beta", 0.1), ("gamma", 0.01))
+)
+"""Weights of the loss hybrid_light."""
+
+
+def optimizer(value: Any) -> str:
+    """The optimizer's name."""
+    if word(value) == "lbfgs":
+        raise ValueError("it ends in an error there and does not exist here; adam, adamw, sgd and others do")
+    return word(value)
+
+
+def lr_schedule(value: Any) -> str:
+    """The LR schedule's name; the empty name is none, as the README says."""
+    if value in (None, "", False) or word(value) in ("none", "off", "disable", "disabled", "no"):
+        return "none"
+    return word(value)
+
+
+def clip_rule(strategy: Any, procedure: Any) -> Rule:
+    """`clip_val`, which is a percentile with min_max there, and nothing with z_value.
+
+    Args:
+        strategy: normal_strategy.
+        procedure: stat_procedure.
+    """
+    if strategy == "z_value":
+        note = "there without effect on z_value; its README bounds normalized values"
+        return Rule(
+            "clip_val", "normalization.clip_val", lambda value: number(value or 0) or None, False, note, 0, None
+        )
+
+    def percent(value: Any) -> float:
+        found = number(value or 0)
+        return found if procedure in ("lab", "lpb") else min(CLIP_PERCENTS, key=lambda kept: abs(kept - found))
+
+    note = "there a percentile cut that leaves the limits alone; here the limits are taken after the cut"
+    if procedure not in ("lab", "lpb"):
+        note += "; the nearest percentile that stats.json keeps"
+    return Rule("clip_val", "normalization.clip_percent", percent, note=note, default=0)
+
+
+KEYS = (
+    *(rule.theirs for rule in PLAIN_RULES),
+    *(rule.theirs for rule, _ in (*OPTIMIZER_OPTIONS, *SCHEDULE_OPTIONS, *LOSS_OPTIONS)),
+    *("clip_val", "channels", "optimizer", "learning_rate_init", "scheduler", "max_lr"),
+)
+"""Every key that the tutorial's README or code knows."""

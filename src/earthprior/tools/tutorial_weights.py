@@ -1,0 +1,157 @@
+"""Checkpoints of the tutorial: read without running code, understood from their tensors, checked key by key."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from earthprior.errors import EarthPriorError
+from earthprior.networks.unet_att_d import UNetAttD
+from earthprior.params.editing import plain
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net")
+"""Under which keys training scripts put the weights beside other things."""
+
+PREFIX = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+"""What DataParallel and torch.compile put before every key."""
+
+SHOWN_FAULTS = 20
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by the network's own keys: float32, each with its own memory.
+
+    Raises:
+        EarthPriorError: The file cannot be read as plain tensors, or holds none, or some that are not finite.
+    """
+    content: Any = _read(path)
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    tensors = content.items() if isinstance(content, Mapping) else []
+    others = [str(key) for key, value in tensors if not isinstance(value, Tensor)]
+    if not tensors or others:
+        what = f"the entry {others[0]} is no tensor" if others else "it holds no tensors by name"
+        raise EarthPriorError(
+            f"{path.name} is no state_dict: {what}; save one there with torch.save(model.state_dict(), path)"
+        )
+    weights = {
+        PREFIX.sub("", str(key)): (tensor.float() if tensor.is_floating_point() else tensor)
+        .detach()
+        .clone(memory_format=torch.contiguous_format)
+        for key, tensor in tensors
+    }
+    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise EarthPriorError(
+            f"{path.name}: {broken[0]} and {len(broken) - 1} more tensors hold NaN or infinity, so its training had "
+            "diverged; take an earlier checkpoint"
+        )
+    return weights
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise EarthPriorError(f"{path.name} does not exist; give the path of the tutorial's best_model.pth")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Only with weights_only does reading not mean running what the file says.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise EarthPriorError(
+            f"{path.name} is no safetensors file, or a damaged one ({error}); copy it again"
+        ) from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"names {named[1]}, which" if named else "is a damaged file, or holds more than tensors, which"
+        raise EarthPriorError(
+            f"{path.name} {what} is not loaded, because that could run code from the file; save plain weights there "
+            "with torch.save(model.state_dict(), path)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, LookupError, AttributeError, TypeError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise EarthPriorError(f"{path.name} is no checkpoint, or a damaged one ({text}); copy it again") from None
+
+
+def architecture(weights: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """What the tensors tell of the network: the options of `unet_att_d` that change keys or shapes.
+
+    Raises:
+        EarthPriorError: They are not a `unet_att_d`'s.
+    """
+    widths: list[int] = []
+    while (first := weights.get(f"encoder_{len(widths) + 1}.block.0.weight")) is not None and first.ndim == 4:
+        widths.append(int(first.shape[0]))
+    up = {key: tensor for key, tensor in weights.items() if key.startswith("decoder_1.block.")}
+    time = weights.get("time_mlp.0.weight")
+    if len(widths) < 2 or not up or time is None or time.ndim != 2:
+        shown = ", ".join(list(weights)[:3])
+        raise EarthPriorError(
+            f"{name} is no unet_att_d with time conditioning: it lacks time_mlp.0.weight, encoder_1.block.0.weight or "
+            f"decoder_1.block (its keys begin with {shown}); other networks cannot be imported"
+        )
+    return {
+        "filter_config": widths,
+        "block_num": [
+            sum(key.startswith(f"encoder_{level}.block.") and tensor.ndim == 4 for key, tensor in weights.items())
+            for level in range(1, len(widths) + 1)
+        ],
+        "upmode": _upmode(up),
+        "use_skipAtt": any(key.startswith("Att1.") for key in weights),
+        "time_embedding_dim": int(time.shape[1]),
+    }
+
+
+def _upmode(up: Mapping[str, Tensor]) -> str:
+    if "decoder_1.block.2.weight" in up:
+        return "fixed"
+    if "decoder_1.block.1.weight" in up:
+        return "DUC"
+    kernel = up.get("decoder_1.block.0.weight")
+    return "deconv_1" if kernel is not None and kernel.shape[-1] == 2 else "deconv_2"
+
+
+def channels_of(weights: Mapping[str, Tensor]) -> int:
+    """How many bands the network takes."""
+    return int(weights["encoder_1.block.0.weight"].shape[1])
+
+
+def check_keys(weights: Mapping[str, Tensor], found: Mapping[str, Any], name: str) -> None:
+    """Compare every key and shape with those of the network that the tensors describe.
+
+    Raises:
+        EarthPriorError: With every fault, at most SHOWN_FAULTS of them.
+    """
+    with torch.device("meta"):
+        wanted = UNetAttD(channels_of(weights), **found).state_dict()
+    faults = [f"  missing: {key} {tuple(wanted[key].shape)}" for key in wanted if key not in weights]
+    faults += [f"  unexpected: {key} {tuple(weights[key].shape)}" for key in weights if key not in wanted]
+    faults += [
+        f"  {key}: {tuple(weights[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in weights and weights[key].shape != wanted[key].shape
+    ]
+    if faults:
+        more = [f"  and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        options = ", ".join(f"{key} {plain(value)}" for key, value in found.items())
+        raise EarthPriorError(
+            "\n".join(
+                [
+                    f"{name} does not hold the weights of a unet_att_d with {options} ({len(faults)} fault(s)):",
+                    *faults[:SHOWN_FAULTS],
+                    *more,
+                    "  the file is incomplete, or of another network; nothing was written",
+                ]
+            )
+        )
