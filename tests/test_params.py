@@ -174,7 +174,7 @@ def test_a_key_like_no_other_is_to_be_removed(content):
         ("loss_fn", "perceptual", "loss_fn perceptual needs VGG16 weights"),
         ("sam.base_optimizer", "sam", "'sam' is not allowed"),
         ("lr_schedule", "step", "step.step_size 8 is not below epochs 8"),
-        ("lr_schedule", "multistep", "name no epoch between warmup_epochs 1 and epochs 8"),
+        ("lr_schedule", "multistep", "milestones [1, 8] name no epoch of 8 after warm-up"),
     ],
 )
 def test_values_that_do_not_fit_together(content, key, value, part):

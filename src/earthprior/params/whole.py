@@ -175,10 +175,8 @@ class Params(Section):
             return [f"step.step_size {self.step.step_size} is not below epochs {self.epochs}, so the rate never falls"]
         falls = [epoch for epoch in self.multistep.milestones if self.warmup_epochs < epoch < self.epochs]
         if self.lr_schedule == "multistep" and not falls:
-            return [
-                f"multistep.milestones {list(self.multistep.milestones)} name no epoch between warmup_epochs "
-                f"{self.warmup_epochs} and epochs {self.epochs}, so the rate never falls"
-            ]
+            given = list(self.multistep.milestones)
+            return [f"multistep.milestones {given} name no epoch of {self.epochs} after warm-up: the rate never falls"]
         return []
 
 
