@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from earthprior import build
 from earthprior.diffusion.sample import SAMPLERS, sample
-from earthprior.diffusion.schedule import NoiseSchedule, with_zero_terminal_snr
+from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, with_zero_terminal_snr
 from support import linear_schedule
 
 
@@ -30,9 +31,9 @@ def closed_form_std(sampler, steps, std):
     alpha_bar = linear_schedule().alpha_bar.double().tolist()
     timesteps = [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
     variance = 1.0
-    for t in timesteps:
+    for t, later in zip(timesteps, [*timesteps[1:], None], strict=True):
         now = alpha_bar[t]
-        before = alpha_bar[t - 1000 // steps] if t - 1000 // steps >= 0 else 1.0
+        before = 1.0 if later is None else alpha_bar[later]
         x0_of_xt = math.sqrt(now) * std**2 / (now * std**2 + 1 - now)
         if sampler == "ddim":
             eps_of_xt = (1 - math.sqrt(now) * x0_of_xt) / math.sqrt(1 - now)
@@ -56,7 +57,7 @@ def test_ddim_of_50_steps_as_measured(std, expected):
 
 
 @pytest.mark.parametrize("std", [0.2, 0.05, 1.0])
-@pytest.mark.parametrize("steps", [20, 50])
+@pytest.mark.parametrize("steps", [20, 50, 130])
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_samplers_leave_what_their_equations_leave(sampler, steps, std):
     assert drawn_std(sampler, steps, std) == pytest.approx(closed_form_std(sampler, steps, std), rel=0.025)
@@ -67,6 +68,23 @@ def test_more_steps_come_nearer_to_the_data(sampler):
     few, many = (abs(math.log(drawn_std(sampler, steps, 0.2) / 0.2)) for steps in (10, 100))
     assert many < few
     assert many < 0.15
+
+
+@pytest.mark.parametrize("timesteps", [100, 1000])
+@pytest.mark.parametrize("name", NOISE_SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_walks_every_schedule(sampler, name, timesteps, make_params):
+    # Unscaled, 100 betas do not reach noise, and nothing can start from there.
+    changes = {"noise_schedule": name, "timesteps": timesteps, "scale_betas": True}
+    schedule = build.schedule(make_params({f"diffusion.{key}": value for key, value in changes.items()}))
+    chips = sample(oracle(schedule, 0.2), (4, 1, 32, 32), schedule, sampler, 30, seed=0)
+    assert chips.isfinite().all()
+    assert float(chips.std()) == pytest.approx(0.2, rel=0.3)
+
+
+@pytest.mark.parametrize("steps", [334, 600])
+def test_ddim_needs_no_divisor_of_t(steps):
+    assert drawn_std("ddim", steps, 0.2) == pytest.approx(0.2, rel=0.05)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -113,12 +113,14 @@ def test_the_signal_falls_and_the_tables_agree(name, timesteps):
         assert table.isfinite().all()
 
 
-@pytest.mark.parametrize("first", [1e-6, 1e-9, 1e-14])
+@pytest.mark.parametrize("first", [1e-6, 1e-7])
 def test_small_betas_are_not_lost_in_rounding(first):
     assert float(linear_schedule(first=first).sigma[0]) == pytest.approx(first**0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("betas", [[0.0, 0.1], [0.1, 1.0], [-0.1, 0.1], [float("nan"), 0.1], [0.1, 1 - 1e-12]])
+@pytest.mark.parametrize(
+    "betas", [[0.0, 0.1], [0.1, 1.0], [-0.1, 0.1], [float("nan"), 0.1], [0.1, 1 - 1e-12], [1e-8, 0.1]]
+)
 def test_betas_outside_0_and_1_are_refused(betas):
     with pytest.raises(ParamsError, match=r"betas span .* must lie in \(0, 1\)"):
         NoiseSchedule(torch.tensor(betas).double())
@@ -191,13 +193,10 @@ def test_a_run_shifts_first_and_then_ends_in_noise(make_params):
 
 
 def test_a_shift_beyond_all_measure_is_refused(make_params):
-    for reference in (10**17, 1):
-        params = make_params({"diffusion.shift_reference_px": reference, "diffusion.beta_start": 1e-12})
-        if reference > 1:
-            with pytest.raises(ParamsError, match="shift_reference_px"):
-                build.schedule(params)
-        else:
-            assert build.schedule(params).log_snr.isfinite().all()
+    params = make_params({"diffusion.shift_reference_px": 10**7})
+    with pytest.raises(ParamsError, match="shift_reference_px"):
+        build.schedule(params)
+    assert build.schedule(make_params({"diffusion.shift_reference_px": 1})).log_snr.isfinite().all()
 
 
 @pytest.mark.parametrize("changes", [{"beta_start": 1e-31}, {"beta_end": 0.999}, {"timesteps": 30_000}])

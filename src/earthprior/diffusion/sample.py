@@ -1,7 +1,8 @@
-"""Chips out of noise, by the samplers of `diffusers`, which see nothing but denoise(xt, t) -> x0_hat.
+"""Chips out of noise, by samplers which see nothing but denoise(xt, t) -> x0_hat.
 
-Their own clipping and thresholding stay off, which know [-1, 1] only; estimates are clipped where x0's bounds are
-given. diffusers is imported when sampling starts, because that takes seconds.
+DPM-Solver++ and ancestral sampling are those of `diffusers`, which is imported when sampling starts, because that takes
+seconds. Their own clipping and thresholding stay off, which know [-1, 1] only; estimates are clipped where x0's bounds
+are given.
 """
 
 from __future__ import annotations
@@ -16,14 +17,25 @@ from earthprior.diffusion.gain import Denoiser
 from earthprior.diffusion.schedule import NoiseSchedule
 from earthprior.randomness import torch_generator
 
+Progress = Callable[[Any], Any]
+Sampler = Callable[[Denoiser, Tensor, NoiseSchedule, int, Sequence[torch.Generator], Progress], Tensor]
+"""(denoise, noise (N, C, H, W), schedule, steps, a generator per chip, progress) -> x0 (N, C, H, W)."""
 
-def dpm_solver(betas: Any) -> Any:
+
+def dpm_solver(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    progress: Progress,
+) -> Tensor:
     """DPM-Solver++ 2M with log-SNR steps. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 2."""
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(
-        trained_betas=betas,
-        num_train_timesteps=len(betas),
+    scheduler = DPMSolverMultistepScheduler(
+        trained_betas=_betas(schedule),
+        num_train_timesteps=schedule.timesteps,
         prediction_type="sample",
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -31,37 +43,78 @@ def dpm_solver(betas: Any) -> Any:
         final_sigmas_type="zero",
         thresholding=False,
     )
+    scheduler.set_timesteps(steps, device=noise.device)
+    # Where log-SNR is steep, two steps round to one timestep; the scheduler would begin at the second of them.
+    scheduler.set_begin_index(0)
+    return _by_diffusers(scheduler, denoise, noise, progress)
 
 
-def ddim(betas: Any) -> Any:
-    """Deterministic DDIM (eta 0). Source: Song et al. 2021, arXiv:2010.02502, Equation 12."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+def ddim(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    progress: Progress,
+) -> Tensor:
+    """Deterministic DDIM (eta 0), the last step into x0_hat itself.
 
-    return DDIMScheduler(
-        trained_betas=betas,
-        num_train_timesteps=len(betas),
-        prediction_type="sample",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
+    Our own, because that of diffusers steps by T // steps over timesteps that are T / steps apart, and so leaves noise
+    in the chips where steps do not divide T. Source: Song et al. 2021, arXiv:2010.02502, Equation 12.
+    """
+    timesteps = _trailing(schedule.timesteps, steps)
+    xt = noise
+    for step, t in enumerate(progress(timesteps)):
+        x0_hat = denoise(xt, torch.full((len(xt),), t, device=xt.device))
+        if step == steps - 1:
+            return x0_hat
+        later = timesteps[step + 1]
+        eps_hat = (xt - schedule.alpha[t] * x0_hat) / schedule.sigma[t]
+        xt = schedule.alpha[later] * x0_hat + schedule.sigma[later] * eps_hat
+    return xt
 
 
-def ddpm(betas: Any) -> Any:
+def ddpm(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    progress: Progress,
+) -> Tensor:
     """Ancestral sampling, fixed small variance. Source: Ho et al. 2020, arXiv:2006.11239, Algorithm 2."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    return DDPMScheduler(
-        trained_betas=betas,
-        num_train_timesteps=len(betas),
+    scheduler = DDPMScheduler(
+        trained_betas=_betas(schedule),
+        num_train_timesteps=schedule.timesteps,
         prediction_type="sample",
         clip_sample=False,
         variance_type="fixed_small",
         timestep_spacing="trailing",
     )
+    scheduler.set_timesteps(steps, device=noise.device)
+    return _by_diffusers(scheduler, denoise, noise, progress, generator=list(generators))
 
 
-SAMPLERS: dict[str, Callable[[Any], Any]] = {"dpm_solver": dpm_solver, "ddim": ddim, "ddpm": ddpm}
+SAMPLERS: dict[str, Sampler] = {"dpm_solver": dpm_solver, "ddim": ddim, "ddpm": ddpm}
+
+
+def _betas(schedule: NoiseSchedule) -> Any:
+    return schedule.betas.double().cpu().numpy()
+
+
+def _trailing(timesteps: int, steps: int) -> list[int]:
+    """`steps` timesteps from T - 1 down, evenly spread. Source: Lin et al. 2024, arXiv:2305.08891, Table 2."""
+    return [round(timesteps - step * timesteps / steps) - 1 for step in range(steps)]
+
+
+def _by_diffusers(scheduler: Any, denoise: Denoiser, noise: Tensor, progress: Progress, **options: Any) -> Tensor:
+    xt: Tensor = noise * scheduler.init_noise_sigma
+    for t in progress(scheduler.timesteps):
+        x0_hat = denoise(xt, torch.full((len(xt),), int(t), device=xt.device))
+        xt = scheduler.step(x0_hat, t, xt, return_dict=False, **options)[0]
+    return xt
 
 
 @torch.no_grad()
@@ -72,7 +125,7 @@ def sample(
     sampler: str,
     steps: int,
     seed: int,
-    progress: Callable[[Any], Any] = iter,
+    progress: Progress = iter,
     bounds: tuple[float, float] | None = None,
 ) -> Tensor:
     """Draw chips from the prior that a denoiser stands for.
@@ -82,7 +135,7 @@ def sample(
         shape: (N, C, H, W), N chips.
         schedule: The forward process that the denoiser was trained on; it also says the device.
         sampler: A key of SAMPLERS; dpm_solver cannot start from pure noise (zero terminal SNR).
-        steps: Network calls per chip.
+        steps: Network calls per chip, at most T.
         seed: Equal seeds give equal chips; each chip has its own noise, so N changes none of them.
         progress: Wraps the sequence of timesteps, for example tqdm.
         bounds: (low, high) that x0 keeps, so that each step's estimate may be cut there; None where it has none.
@@ -90,18 +143,12 @@ def sample(
     Returns:
         Normalized chips (N, C, H, W), float32.
     """
-    device = schedule.betas.device
     generators = [torch_generator("sample", seed, index) for index in range(shape[0])]
-    noise = [torch.randn(tuple(shape[1:]), generator=generator) for generator in generators]
-    scheduler = SAMPLERS[sampler](schedule.betas.double().cpu().numpy())
-    scheduler.set_timesteps(steps, device=device)
-    xt = torch.stack(noise).to(device) * scheduler.init_noise_sigma
-    stochastic = {"generator": generators} if sampler == "ddpm" else {}
-    for t in progress(scheduler.timesteps):
-        batch_t = torch.full((shape[0],), int(t), device=device)
-        x0_hat = denoise(xt, batch_t)
-        if bounds is not None:
-            x0_hat = x0_hat.clamp(*bounds)
-        xt = scheduler.step(x0_hat, t, xt, return_dict=False, **stochastic)[0]
-    x0: Tensor = xt.float()
-    return x0
+    noise = torch.stack([torch.randn(tuple(shape[1:]), generator=generator) for generator in generators])
+
+    def bounded(xt: Tensor, t: Tensor) -> Tensor:
+        x0_hat = denoise(xt, t)
+        return x0_hat if bounds is None else x0_hat.clamp(*bounds)
+
+    x0: Tensor = SAMPLERS[sampler](bounded, noise.to(schedule.betas.device), schedule, steps, generators, progress)
+    return x0.float()

@@ -115,11 +115,12 @@ class NoiseSchedule(nn.Module):
         self.zero_terminal_snr = zero_terminal_snr
         betas = betas.double()
         mixed = betas[:-1] if zero_terminal_snr else betas
-        # In float32, as samplers read them.
-        if not bool(((mixed > 0) & (mixed.float() < 1)).all()):
+        # In float32, as samplers read them and subtract them from 1.
+        if not bool(((1 - mixed.float() > 0) & (1 - mixed.float() < 1)).all()):
             raise ParamsError(
-                f"the noise schedule's betas span [{mixed.min():.3g}, {mixed.max():.3g}], and betas "
-                "must lie in (0, 1); change diffusion.beta_start, diffusion.beta_end or diffusion.shift_reference_px"
+                f"the noise schedule's betas span [{mixed.min():.3g}, {mixed.max():.3g}], and betas must lie in (0, 1) "
+                "where float32 can tell them from both; change diffusion.beta_start, diffusion.beta_end or "
+                "diffusion.shift_reference_px"
             )
         # Logarithms throughout: 1 - cumprod(1 - beta) would lose small betas, and cumprod vanish for large ones.
         log_alpha_bar = torch.log1p(-betas).cumsum(0)
