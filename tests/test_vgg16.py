@@ -14,7 +14,7 @@ from torch import nn
 
 from earthprior.errors import ParamsError
 from earthprior.networks import vgg16
-from earthprior.networks.vgg16 import SHAPES, VGG16, read_weights
+from earthprior.networks.vgg16 import SHAPES, VGG16, read_weights, weights_sha256
 
 URL = "https://example.org/models/vgg.pth"
 
@@ -130,8 +130,8 @@ FAULTS = {
         r"features.0.weight is \(64, 4, 3, 3\), not \(64, 3, 3, 3\)",
     ),
     "another network": (lambda weights: {"conv.weight": torch.zeros(1)}, "features.0.bias is missing; .* and 24 more"),
-    "not a mapping": (lambda weights: [torch.zeros(1)], "holds something else than tensors"),
-    "not tensors": (lambda weights: {**weights, "epoch": 3}, "holds something else than tensors"),
+    "not a mapping": (lambda weights: [torch.zeros(1)], "is no state_dict: it holds no tensors by name"),
+    "not tensors": (lambda weights: {**weights, "epoch": 3}, "the entry epoch is no tensor"),
 }
 
 
@@ -167,7 +167,9 @@ class Bomb:
 )
 def test_damaged_files_and_code_are_refused(name, content, tmp_path, capsys):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ParamsError, match=rf"{name} is damaged, or holds something else than tensors"):
+    with pytest.raises(
+        ParamsError, match=rf"{name} (is damaged, or holds something else than|names print, and was not loaded)"
+    ):
         read_weights(str(tmp_path / name))
     assert "boom" not in capsys.readouterr().out
 
@@ -179,6 +181,13 @@ def test_a_missing_file_and_a_folder(tmp_path):
         read_weights(str(tmp_path / "nowhere.safetensors"))
     with pytest.raises(ParamsError, match="cannot be read"):
         read_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["https://[bad", "file://[bad", "~nosuchuser/x", "a\0b"])
+def test_what_is_neither_path_nor_url(source):
+    for read in (read_weights, weights_sha256):
+        with pytest.raises(ParamsError, match=r"^perceptual.weights: .* is neither a path nor a URL"):
+            read(source)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/vgg.pth", "s3://bucket/vgg.pth"])

@@ -18,6 +18,7 @@ from earthprior.errors import EarthPriorError, ParamsError
 from earthprior.files import read_json
 from earthprior.networks.unet_att_d import UNetAttD
 from earthprior.networks.unet_film import UNetFiLM
+from earthprior.networks.vgg16 import weights_sha256
 from earthprior.params import Params, parse
 from earthprior.randomness import seed_of
 from earthprior.tasks.diffusion import DiffusionTask, input_channels
@@ -59,6 +60,17 @@ def normalizer(params: Params, stats: Mapping[str, Any]) -> Normalizer:
             f"{list(params.data.bands)}; run: dvc repro stats"
         )
     return Normalizer(params.normalization, stats)
+
+
+def foreign_files(params: Params) -> dict[str, str]:
+    """SHA-256 of the files outside the data that the weights depend on, by dotted key; part of a run's fingerprint.
+
+    Raises:
+        ParamsError: One cannot be had.
+    """
+    if params.loss_fn == "perceptual":
+        return {"perceptual.weights.sha256": weights_sha256(str(params.perceptual.weights))}
+    return {}
 
 
 def schedule(params: Params) -> NoiseSchedule:

@@ -17,9 +17,9 @@ from earthprior.chips.crops import grid_crops
 from earthprior.chips.loader import load_batches
 from earthprior.chips.normalize import Normalizer
 from earthprior.chips.read import ChipSpec
-from earthprior.errors import DataError
-from earthprior.files import sha256_file
-from earthprior.params import AugmentationParams, Params
+from earthprior.errors import DataError, EarthPriorError
+from earthprior.files import read_json, sha256_file
+from earthprior.params import AS_THEY_ARE, Params
 from earthprior.randomness import numpy_generator, torch_generator
 
 LINEAR_CROPS = 512
@@ -35,19 +35,6 @@ VALIDATION_CROPS = 64
 LINEAR_CHIPS = 2048
 """Chips that it is fitted on at most: more would cost reading and gain nothing."""
 
-AS_THEY_ARE = AugmentationParams(
-    flip=False,
-    rotation_degree=None,
-    scale_factor=None,
-    crop_strategy="random",
-    patch_shift_px=None,
-    contrast_range=None,
-    br_range=None,
-    bshift_gamma_range=None,
-    patch_gamma_range=None,
-    sigma_range=None,
-)
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -62,6 +49,18 @@ class Selection:
     train: list[ChipRow]
     validate: list[ChipRow]
     test: list[ChipRow]
+
+
+def read_stats(root: Path) -> tuple[dict[str, Any], str]:
+    """What the stats stage wrote, and its SHA-256.
+
+    Raises:
+        EarthPriorError: It has not run.
+    """
+    path = root / "results/stats/stats.json"
+    if not path.is_file():
+        raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
+    return read_json(path), sha256_file(path)
 
 
 def select(params: Params, root: Path, stats: dict[str, Any]) -> Selection:

@@ -14,18 +14,17 @@ import shutil
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname, urlopen
 
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from earthprior.errors import ParamsError
-from earthprior.files import replacing
+from earthprior.files import replacing, sha256_file
+from earthprior.networks.tensor_file import TensorFileError, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -115,15 +114,11 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """
     path = _local_path(source)
     try:
-        with path.open("rb") as handle:
-            tensors = load(handle.read()) if path.suffix == ".safetensors" else _load_pickle(handle)
+        tensors = read_tensors(path)
     except OSError as error:
         raise _fault(source, f"cannot be read ({error.strerror})", REMEDY) from None
-    except Exception:  # noqa: BLE001 - a damaged pickle makes torch raise whatever it likes
-        # Not torch's own words: they advise to load it all the same.
-        why = "is damaged, or holds something else than tensors, and was not opened"
-        remedy = REMEDY if str(path) == source else f"Remove {path}. {REMEDY}"
-        raise _fault(source, why, remedy) from None
+    except TensorFileError as error:
+        raise _fault(source, str(error), REMEDY if str(path) == source else f"Remove {path}. {REMEDY}") from None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
     faults = [f"{name} is missing" for name in SHAPES if name not in tensors]
     faults += [f"{name} is unknown" for name in tensors if name not in SHAPES]
@@ -138,22 +133,33 @@ def read_weights(source: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_pickle(handle: BinaryIO) -> dict[str, Tensor]:
-    content = torch.load(handle, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping) or not all(isinstance(values, Tensor) for values in content.values()):
-        raise ValueError
-    return {str(name): values for name, values in content.items()}
+def weights_sha256(source: str) -> str:
+    """The SHA-256 of the file behind `perceptual.weights`: what a path or URL names may change.
+
+    Raises:
+        ParamsError: The file cannot be had.
+    """
+    try:
+        return sha256_file(_local_path(source))
+    except OSError as error:
+        raise _fault(source, f"cannot be read ({error.strerror})", REMEDY) from None
 
 
 def _local_path(source: str) -> Path:
     """Where the file is, after a download if need be."""
-    if "://" not in source:
-        return Path(source).expanduser()
-    scheme = urlsplit(source).scheme
-    if scheme == "file":
-        return Path(url2pathname(urlsplit(source).path))
-    if scheme != "https":
-        raise _fault(source, f"is a URL of the kind {scheme}, which cannot be downloaded", "Use https:// or a path")
+    try:
+        if "\0" in source:
+            raise ValueError("a path holds no null bytes")
+        if "://" not in source:
+            return Path(source).expanduser()
+        parts = urlsplit(source)
+    except (ValueError, RuntimeError) as error:
+        raise _fault(repr(source), f"is neither a path nor a URL ({error})", REMEDY) from None
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    if parts.scheme != "https":
+        why = f"is a URL of the kind {parts.scheme}, which cannot be downloaded"
+        raise _fault(source, why, "Use https:// or a path")
     try:
         return _download(source)
     except (OSError, ValueError, HTTPException) as error:

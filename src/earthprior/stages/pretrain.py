@@ -22,12 +22,12 @@ from earthprior import build, identity
 from earthprior.chips.batch import Batch
 from earthprior.chips.loader import RawBatch, load_batches
 from earthprior.chips.read import ChipSpec
-from earthprior.chips.selection import linear_crops, select, validation_batches
+from earthprior.chips.selection import linear_crops, read_stats, select, validation_batches
 from earthprior.diffusion import linear
 from earthprior.diffusion.gain import RHOS, noise_levels
 from earthprior.diffusion.linear import LinearDenoiser
-from earthprior.errors import EarthPriorError, Interrupted, ParamsError, StorageError
-from earthprior.files import read_json, replacing, sha256_file, write_csv, write_json
+from earthprior.errors import Interrupted, ParamsError, StorageError
+from earthprior.files import read_json, replacing, write_csv, write_json
 from earthprior.journal import Journal
 from earthprior.params import Params, active
 from earthprior.tasks.diffusion import DiffusionTask
@@ -57,11 +57,8 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
     torch.set_num_threads(params.threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    stats_path = root / "results/stats/stats.json"
-    if not stats_path.is_file():
-        raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
-    stats = read_json(stats_path)
-    fingerprint = identity.fingerprint(active(params), sha256_file(stats_path))
+    stats, stats_sha256 = read_stats(root)
+    fingerprint = identity.fingerprint(active(params) | build.foreign_files(params), stats_sha256)
     folder = identity.main_root(root) / "work/pretrain" / fingerprint
     with world(build.device(params)) as (place, device), stop_requests() as stop, only_writer(folder, place):
         session = _Session(params, root, stats, fingerprint, folder, device, place)
@@ -184,6 +181,7 @@ class _Session:
             "format": identity.FORMAT_VERSION,
             "fingerprint": self.fingerprint,
             "params": self.params.model_dump(mode="json"),
+            "foreign_files": build.foreign_files(self.params),
             "best_epoch": outcome.best_epoch,
             "bands": list(self.params.data.bands),
             "std": float(task.linear.std),

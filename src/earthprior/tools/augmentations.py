@@ -11,15 +11,13 @@ from earthprior import build
 from earthprior.chips.augment import augment
 from earthprior.chips.batch import Batch
 from earthprior.chips.normalize import denormalize
-from earthprior.chips.selection import read_in_order, select, spread
-from earthprior.errors import EarthPriorError
+from earthprior.chips.selection import read_in_order, read_stats, select, spread
 from earthprior.figures import Stretch, save_png
 from earthprior.figures.augmentation import Column, augmentation_figure
-from earthprior.files import read_json
-from earthprior.params import AugmentationParams, Params
+from earthprior.params import AS_THEY_ARE, AugmentationParams, Params
 from earthprior.randomness import torch_generator
 
-OFF: dict[str, Any] = {**dict.fromkeys(AugmentationParams.model_fields), "flip": False, "crop_strategy": "center"}
+OFF: dict[str, Any] = {**AS_THEY_ARE.model_dump(), "crop_strategy": "center"}
 """The section with which every chip stays as it is."""
 
 TYPICAL: dict[str, Any] = {
@@ -51,10 +49,7 @@ def run(params: Params, root: Path, chips: int, out: Path | None = None) -> None
     Raises:
         EarthPriorError: Statistics are missing, or the data changed since they were made.
     """
-    stats_path = root / "results/stats/stats.json"
-    if not stats_path.is_file():
-        raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
-    stats = read_json(stats_path)
+    stats, _ = read_stats(root)
     selection = select(params, root, stats)
     rows = spread(selection.train, chips)
     normalizer = build.normalizer(params, stats)
