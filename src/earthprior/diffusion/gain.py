@@ -140,9 +140,13 @@ def gain_db(errors: pd.DataFrame) -> dict[str, float]:
         errors: Mean squared errors with columns "network" and "linear", index rho; see `level_means`.
 
     Returns:
-        {"rho_0.05": ..., ..., "mean": ...}; above 0 the network beats the linear filter.
+        {"rho_0.05": ..., ..., "mean": ...}; above 0 the network beats the linear filter, NaN where its error is no
+        finite number.
     """
-    gains = {f"rho_{rho:g}": 10 * math.log10(row["linear"] / row["network"]) for rho, row in errors.iterrows()}
+    gains = {
+        f"rho_{rho:g}": 10 * math.log10(row["linear"] / row["network"]) if math.isfinite(row["network"]) else math.nan
+        for rho, row in errors.iterrows()
+    }
     return {**gains, "mean": sum(gains.values()) / len(gains)}
 
 

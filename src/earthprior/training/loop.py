@@ -242,8 +242,8 @@ class Trainer:
         if not (math.isfinite(total) and math.isfinite(length)):
             raise DivergedError(
                 f"training diverged at step {self.step + 1:,}: loss {total:g}, gradient norm {length:g}, lr {lr:g}; "
-                f"worst {worst_chip(losses, shares)}. Nothing after the last checkpoint was kept. Lower lr, set "
-                "grad_clip, or look at that chip"
+                f"worst {worst_chip(loss, shares, self.world)}. Nothing after the last checkpoint was kept. Lower lr, "
+                "set grad_clip, or look at that chip"
             )
         self.optimizer.step()
         self.lr_schedule.step()
@@ -266,6 +266,12 @@ class Trainer:
             progress.epoch(epoch, row["train_loss"], judged)
         # All must know it: the learning rate and the end of the run may depend on it.
         gain = self.world.from_first(gain, self.device)
+        if not math.isfinite(gain):
+            raise DivergedError(
+                f"training diverged: after epoch {epoch} (step {self.step:,}, lr {lr:g}) the averaged weights' error "
+                "on the validation chips is no finite number. Nothing after the last checkpoint was kept. Lower lr, "
+                "or set grad_clip"
+            )
         self.lr_schedule.end_epoch(epoch, gain)
         if gain > self.best_gain:
             self.best_gain, self.best_epoch = gain, epoch

@@ -93,14 +93,22 @@ def joined(losses: Sequence[Loss], weights: Tensor, world: World) -> Loss:
     )
 
 
-def worst_chip(losses: Sequence[Loss], shares: Sequence[Share]) -> str:
-    """The chip of these shares with the largest or a non-finite loss, in words."""
-    per_chip = [value for loss in losses for value in loss.per_chip.tolist()]
-    timesteps = [f" at timestep {t}" for loss in losses if loss.t is not None for t in loss.t.tolist()]
+def worst_chip(loss: Loss, shares: Sequence[Share], world: World) -> str:
+    """The chip of the whole batch with the largest or a non-finite loss, in words; only its process knows its name.
+
+    Args:
+        loss: Of the whole batch, see `joined`.
+        shares: This process's.
+        world: This process among others.
+    """
+    per_chip = [value if math.isfinite(value) else math.inf for value in loss.per_chip.tolist()]
+    worst = per_chip.index(max(per_chip))
     rows = [row for share in shares for row in share.rows]
-    worst = max(range(len(rows)), key=lambda i: per_chip[i] if math.isfinite(per_chip[i]) else math.inf)
-    where = f"chip {rows[worst].images[0]} (catalog line {rows[worst].line})"
-    return where + (timesteps[worst] if timesteps else "")
+    process, place = divmod(worst, len(rows))
+    if process != world.rank:
+        return f"chip is one of process {process}"
+    where = f"chip {rows[place].images[0]} (catalog line {rows[place].line})"
+    return where if loss.t is None else f"{where} at timestep {int(loss.t[worst])}"
 
 
 def autocast(params: Params, device: torch.device) -> AbstractContextManager[Any]:
