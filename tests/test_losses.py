@@ -262,7 +262,7 @@ def test_the_gradient_of_ssim_and_kl_is_right():
     a = torch.where(valid, a, 0.0).requires_grad_()
     b = torch.where(valid, b, 0.0)
     assert torch.autograd.gradcheck(lambda x: mean_over_valid(one_minus_ssim(x, b, valid, 1.0), valid), a)
-    assert torch.autograd.gradcheck(lambda x: normal_kl(x, b, valid), a)
+    assert torch.autograd.gradcheck(lambda x: normal_kl(x, b, valid, 1.0), a)
 
 
 def test_ssims_data_range_acts(make_loss):
@@ -278,11 +278,19 @@ def test_kl_is_that_of_the_normal_distributions_of_valid_pixels():
     prediction, target = images()
     prediction = 0.7 * prediction + 0.3
     valid = holes(3, prediction.shape)
-    found = normal_kl(prediction, target, valid)
+    found = normal_kl(prediction, target, valid, 1.0)
     for chip in range(2):
         p, t = (x[chip][:, valid[chip, 0]].double() for x in (prediction, target))
         expected = kl_divergence(Normal(p.mean(), p.std()), Normal(t.mean(), t.std()))
         assert found[chip].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_chip_without_contrast_does_not_own_the_batch():
+    prediction = torch.full((1, 4, 8, 8), 0.1, requires_grad=True)
+    loss = normal_kl(prediction, torch.zeros(1, 4, 8, 8), EVERYWHERE[:1, :, :8, :8], 1.0)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.1**2 / (2 * 0.03**2), rel=1e-4)
+    assert float(prediction.grad.norm()) < 10
 
 
 def test_hybrid_light_is_the_tutorials_for_one_chip(make_loss):

@@ -8,6 +8,7 @@ neither value nor gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,6 @@ VGG_LAYERS = (3, 8)
 
 GREY_MEAN, GREY_STD = 0.449, 0.226
 """Of ImageNet's pixels in [0, 1]: the means over its three bands of mean and standard deviation."""
-
-SMALLEST_VARIANCE = 1e-8
-"""Below it a chip counts as constant; its normal distribution would be a spike that no other one resembles."""
 
 
 def mse(error: Tensor) -> Tensor:
@@ -91,17 +89,20 @@ def one_minus_ssim(prediction: Tensor, target: Tensor, valid: Tensor, data_range
     return luminance + structure - luminance * structure
 
 
-def normal_kl(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def normal_kl(prediction: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Tensor:
     """KL(N(m_p, s_p) || N(m_t, s_t)) per chip, (B,), nats: how unlike the two are as heaps of values.
 
     log(s_t / s_p) + (s_p^2 + (m_p - m_t)^2) / (2 s_t^2) - 1/2, with mean m and unbiased standard deviation s over the
     bands and valid pixels of the chip. The eofm-tutorial takes them over the batch; with one chip both are the same.
+
+    A deviation below 0.03 L, L = data_range, counts as that much, as in SSIM's constant: a chip without contrast would
+    be a spike that nothing resembles, and own the whole batch's gradient.
     """
     count = valid.sum((1, 2, 3)) * prediction.shape[1]
     mean_p, mean_t = mean_over_valid(prediction, valid), mean_over_valid(target, valid)
     variance_p, variance_t = (
         (torch.where(valid, values - mean[:, None, None, None], 0.0).square().sum((1, 2, 3)) / (count - 1).clamp(min=1))
-        .clamp(min=SMALLEST_VARIANCE)
+        .clamp(min=(0.03 * data_range) ** 2)
         for values, mean in ((prediction, mean_p), (target, mean_t))
     )  # fmt: skip
     ratio = variance_p / variance_t
@@ -148,7 +149,8 @@ def ssim(data_range: float) -> LossFunction:
 
 def hybrid_light(alpha: float, beta: float, gamma: float, data_range: float) -> LossFunction:
     """alpha mse + beta (1 - SSIM) + gamma KL; a part of weight 0 is not computed."""
-    parts = ((alpha, pixelwise(mse)), (beta, ssim(data_range)), (gamma, normal_kl))
+    kl = partial(normal_kl, data_range=data_range)
+    parts = ((alpha, pixelwise(mse)), (beta, ssim(data_range)), (gamma, kl))
     wanted = [(weight, part) for weight, part in parts if weight > 0]
     return lambda *images: torch.stack([weight * part(*images) for weight, part in wanted]).sum(0)
 
