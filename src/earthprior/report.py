@@ -94,11 +94,12 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.j2").render(report=report)
 
 
-def verdict(gain_db: Mapping[str, float]) -> str:
+def verdict(gain_db: Mapping[str, float], imported: bool = False) -> str:
     """The denoising gain in plain words; it says so when the network is worse than the filter.
 
     Args:
         gain_db: By level name, and "mean".
+        imported: Whether the weights were trained elsewhere, which makes other causes likely.
     """
     mean = gain_db["mean"]
     levels = {name.removeprefix("rho_"): gain for name, gain in gain_db.items() if name != "mean"}
@@ -112,8 +113,11 @@ def verdict(gain_db: Mapping[str, float]) -> str:
         text += f" (a squared error about {share:.1%} smaller)."
         return text + (f" At rho {', '.join(losing)} it is worse than the filter." if losing else "")
     text = f"The network does not beat the linear filter: its gain is {mean:.2f} dB on average over noise levels"
-    text += f" (a squared error about {-share:.1%} larger). A filter that no gradient ever touched is better "
+    text += f" (a squared error {10 ** (-mean / 10):.3g} times as large)."
+    text += " A filter that no gradient ever touched is better "
     text += "at every noise level." if len(losing) == len(levels) else f"at rho {', '.join(losing) or 'none'}."
+    if imported:
+        return text + " Were the weights trained with this normalization, band order, noise schedule and objective?"
     return text + " Train longer, or try other settings with dvc exp run."
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from earthprior import figures
+from earthprior.diffusion.gain import RHOS
 from earthprior.evaluation.probing import REPRESENTATIONS
 from earthprior.evaluation.samples import Samples
 from earthprior.params import Params
@@ -36,6 +37,7 @@ class Evaluated:
         probe: Its scores, or why there are none.
         history: The training's, one row per epoch; may be empty.
         identity: What the run is made of, as (name, value).
+        imported: Whether the weights were trained elsewhere.
     """
 
     params: Params
@@ -49,6 +51,7 @@ class Evaluated:
     probe: ProbeResult
     history: pd.DataFrame
     identity: Sequence[tuple[str, str]]
+    imported: bool = False
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json; without a probe, or with an empty score, the entry is absent."""
@@ -102,8 +105,9 @@ def report(evaluated: Evaluated, paths: dict[str, Path]) -> Report:
         title=f"EarthPrior: {params.network}, {_recipe(params)}",
         subtitle=f"Judged on {count(evaluated.judged, f'{evaluated.usage} chip')}{thinned} in "
         f"{params.data.train_px} px crops; bands {', '.join(params.data.bands)}."
-        + (" The same split chose the best epoch." if evaluated.usage == "validate" else ""),
-        verdict=verdict(gain),
+        + (" The same split chose the best epoch." if evaluated.usage == "validate" and not evaluated.imported else "")
+        + _missing_levels(evaluated.levels),
+        verdict=verdict(gain, evaluated.imported),
         below=gain["mean"] <= 0,
         numbers=_headline(evaluated),
         sections=[
@@ -113,6 +117,17 @@ def report(evaluated: Evaluated, paths: dict[str, Path]) -> Report:
             *_history_section(paths),
         ],
         identity=evaluated.identity,
+    )
+
+
+def _missing_levels(levels: pd.DataFrame) -> str:
+    """Says which levels the mean lacks, because it then compares with such means only."""
+    missing = [f"{rho:g}" for rho in RHOS if not any(abs(levels["rho"] / rho - 1) < 1e-6)]
+    if not missing:
+        return ""
+    return (
+        f" The noise schedule does not reach rho {', '.join(missing)} on chips of this spread, so the mean is over the "
+        "other levels; compare it with runs over the same ones."
     )
 
 

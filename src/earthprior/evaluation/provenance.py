@@ -27,7 +27,7 @@ def rows(
         "Catalog SHA-256": stats["data"].get("catalog_sha256"),
         "Chips": f"{chips}; {params.data.chip_size} px, bands {', '.join(params.data.bands)}",
         "Fingerprint of the training": fingerprint,
-        "Best epoch": config.get("best_epoch"),
+        **_origin(config),
         "MLflow run of the training": f"{ref.run_id} in experiment {ref.experiment}" if ref and ref.run_id else None,
         **_grouped({**active(params), **evaluation(params)}),
         "Python": f"{facts['python']} on {facts['platform']}",
@@ -35,6 +35,14 @@ def rows(
         "Packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     }
     return [(name, str(value) if value is not None else "not known") for name, value in known.items()]
+
+
+def _origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the weights come from: the best epoch of a training, or somebody else's file."""
+    imported = config.get("imported")
+    if imported:
+        return {"Weights": f"imported from {imported['file']}, SHA-256 {imported['sha256']}; not trained here"}
+    return {"Best epoch": config.get("best_epoch")}
 
 
 def _grouped(flat_params: Mapping[str, Any]) -> dict[str, str]:

@@ -23,10 +23,19 @@ from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.crops import centre_crop
 from earthprior.chips.normalize import Affine, Normalizer
-from earthprior.chips.selection import JUDGED_CHIPS, Selection, chip_key, grid_batches, read_in_order, select, spread
+from earthprior.chips.selection import (
+    JUDGED_CHIPS,
+    Selection,
+    chip_key,
+    grid_batches,
+    read_in_order,
+    read_stats,
+    select,
+    spread,
+)
 from earthprior.errors import EarthPriorError
 from earthprior.evaluation import denoising, pages, probing, provenance, samples
-from earthprior.files import read_json, sha256_file, write_atomic, write_csv, write_json
+from earthprior.files import read_json, write_atomic, write_csv, write_json
 from earthprior.metrics import data_ranges
 from earthprior.params import Params, active, evaluation
 from earthprior.report import render
@@ -63,22 +72,25 @@ def run(params: Params, root: Path) -> None:
         EarthPriorError: Statistics or weights are missing, or are not those of params.yaml.
     """
     torch.set_num_threads(params.threads)
-    stats_path, pretrained = root / "results/stats/stats.json", root / "results/pretrain"
-    if not stats_path.is_file():
-        raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
-    stats = read_json(stats_path)
+    pretrained = root / "results/pretrain"
+    stats, stats_sha256 = read_stats(root)
     task, trained = build.pretrained_task(pretrained)
-    fingerprint = str(read_json(pretrained / "config.json")["fingerprint"])
-    _check_same_run(params, trained, fingerprint, sha256_file(stats_path))
+    config = read_json(pretrained / "config.json")
+    fingerprint = str(config["fingerprint"])
+    _check_same_run(params, trained, config, stats_sha256)
     device = build.device(params)
     task = task.to(device).eval()
     selection = select(params, root, stats)
     judged = judged_chips(selection)
     normalizer = build.normalizer(params, stats)
 
+    # Each part may take minutes, and where no terminal is, no bar shows.
+    _say(f"denoising {len(judged.rows):,} {judged.usage} chips at each noise level")
     table = _denoise(params, task, selection, judged, normalizer, device, stats)
     levels = denoising.levels_table(table, task.schedule, params.data.bands)
+    _say(f"probing features for labels in column {params.evaluate.label_column}, if there are any")
     result = probing.probe(params, task, selection, judged.rows, normalizer, device)
+    _say(f"sampling {params.evaluate.samples} chips, and drawing the report")
     evaluated = pages.Evaluated(
         params=params,
         usage=judged.usage,
@@ -98,9 +110,14 @@ def run(params: Params, root: Path) -> None:
         probe=result,
         history=_history(pretrained),
         identity=provenance.rows(root, params, stats, fingerprint, pretrained),
+        imported=bool(config.get("imported")),
     )
     _write(evaluated, root)
     _track(evaluated, root, fingerprint, pretrained)
+
+
+def _say(what: str) -> None:
+    print(f"evaluate: {what}", file=sys.stderr, flush=True)
 
 
 def judged_chips(selection: Selection) -> Judged:
@@ -109,7 +126,7 @@ def judged_chips(selection: Selection) -> Judged:
     return Judged(usage, spread(rows, JUDGED_CHIPS), len(rows))
 
 
-def _check_same_run(params: Params, trained: Params, fingerprint: str, stats_sha256: str) -> None:
+def _check_same_run(params: Params, trained: Params, config: Mapping[str, Any], stats_sha256: str) -> None:
     """Refuse weights of other params or other statistics: the numbers would belong to neither."""
     wanted, have = active(params), active(trained)
     changed = [f"{key}: {have.get(key)} -> {wanted.get(key)}" for key in wanted if wanted[key] != have.get(key)]
@@ -118,7 +135,7 @@ def _check_same_run(params: Params, trained: Params, fingerprint: str, stats_sha
         raise EarthPriorError(
             f"results/pretrain/ was trained with other params ({'; '.join(changed[:3])}{more}); run: dvc repro"
         )
-    if identity.fingerprint(have, stats_sha256) != fingerprint:
+    if identity.fingerprint(have | config["foreign_files"], stats_sha256) != config["fingerprint"]:
         raise EarthPriorError("results/pretrain/ was trained on other statistics than results/stats/; run: dvc repro")
 
 

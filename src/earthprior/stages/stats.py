@@ -58,6 +58,8 @@ def run(params: Params, root: Path) -> None:
     write_json(folder / "stats.json", _content(params, root, rows, found, skipped, problems))
     write_atomic(folder / "histograms.csv", _histograms(params.data.bands, found.bands))
     _write_samples(folder / "samples.png", rows, spec)
+    said = f"{len(problems)} warnings in results/stats/bad_chips.csv" if problems else "nothing to complain of"
+    print(f"stats: {len(catalog.rows):,} chips read, {len(skipped):,} skipped; {said}", file=sys.stderr)
 
 
 def _skip(params: Params, catalog: Catalog, problems: Sequence[Problem]) -> tuple[list[int], list[Problem]]:
