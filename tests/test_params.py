@@ -219,6 +219,15 @@ def test_rotation_is_a_list_a_range_or_null(content, rotation):
     assert (list(found) if isinstance(rotation, list) else found) == rotation
 
 
+def test_a_range_of_rotations_may_be_written_on_the_command_line(tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    path.write_text(COMMITTED.read_text())
+    apply_overrides(path, ["augmentation.rotation_degree=-15..15.5"])
+    assert load(path).augmentation.rotation_degree == {"low": -15, "high": 15.5}
+
+
 @pytest.mark.parametrize(
     ("rotation", "part"),
     [
@@ -227,6 +236,10 @@ def test_rotation_is_a_list_a_range_or_null(content, rotation):
         ({"low": 1}, "give angles to choose from"),
         ({"low": 1, "high": 2, "mid": 1.5}, "give angles to choose from"),
         ({"low": 2, "high": 1}, "the range runs backwards"),
+        ("2..1", "the range runs backwards"),
+        ("15", "give angles to choose from"),
+        ("nan..1", "nan is no angle in degrees"),
+        ([10**400], "is no angle in degrees"),
         ([0, True], "True is no angle in degrees"),
         (["90"], "'90' is no angle in degrees"),
         ([math.inf], "inf is no angle in degrees"),
@@ -392,14 +405,13 @@ def test_a_choice_activates_what_it_rests_on(content, choice, sections):
     ("choice", "idle"),
     [
         ({}, {"objective", "diffusion.min_snr_gamma"}),
-        ({"diffusion.weighting": "min_snr"}, {"objective"}),
-        ({"diffusion.weighting": "min_snr", "loss_fn": "l1"}, set()),
+        ({"diffusion.weighting": "min_snr"}, set()),
         ({"diffusion.weighting": "uniform"}, {"diffusion.min_snr_gamma"}),
         ({"diffusion.noise_schedule": "cosine", "diffusion.weighting": "min_snr"},
-         {"objective", "diffusion.beta_start", "diffusion.beta_end", "diffusion.scale_betas"}),
-        ({"lr_schedule": "onecycle", "diffusion.weighting": "min_snr"}, {"objective", "warmup_epochs"}),
+         {"diffusion.beta_start", "diffusion.beta_end", "diffusion.scale_betas"}),
+        ({"lr_schedule": "onecycle", "diffusion.weighting": "min_snr"}, {"warmup_epochs"}),
         ({"normalization.apply_normalization": False, "diffusion.weighting": "min_snr"},
-         {"objective", "normalization.normal_strategy"}),
+         {"normalization.normal_strategy"}),
     ],
 )  # fmt: skip
 def test_keys_that_a_choice_leaves_without_effect_are_not_active(content, choice, idle):

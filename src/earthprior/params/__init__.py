@@ -5,13 +5,14 @@ nearest known one. ruamel.yaml is used because DVC itself reads and writes the f
 that DVC writes for a string.
 """
 
-from earthprior.params.chips import CLIP_PERCENTS, AugmentationParams, DataParams, NormalizationParams
+from earthprior.params.chips import AS_THEY_ARE, CLIP_PERCENTS, AugmentationParams, DataParams, NormalizationParams
 from earthprior.params.kinds import Section
 from earthprior.params.learning import DiffusionParams
 from earthprior.params.reading import load, parse, read_mapping
 from earthprior.params.whole import SELECTORS, EvaluateParams, Params, active, evaluation, flatten, known_keys
 
 __all__ = [
+    "AS_THEY_ARE",
     "CLIP_PERCENTS",
     "SELECTORS",
     "AugmentationParams",

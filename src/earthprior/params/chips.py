@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,9 @@ from earthprior.params.kinds import (
     Range,
     Section,
 )
+
+LARGEST_ANGLE = 3600
+"""Degrees; what turns further is a slip."""
 
 CLIP_PERCENTS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """What `normalization.clip_percent` may be with global statistics: the limits that the stats stage keeps."""
@@ -85,15 +87,22 @@ class NormalizationParams(Section):
 
 def _rotation(value: Any) -> Any:
     """Angles to choose from, or a range of angles, told apart by their form."""
-    form = "give angles to choose from, as [0, 90, 180, 270], a range as {low: -15, high: 15}, or null"
+    form = "give angles to choose from, as [0, 90, 180, 270], a range as {low: -15, high: 15} or -15..15, or null"
     if value is None:
         return None
+    if isinstance(value, str):
+        # dvc exp run -S puts no mapping in the place of a list.
+        try:
+            low, high = map(float, value.split(".."))
+        except ValueError:
+            raise ValueError(form) from None
+        value = {"low": low, "high": high}
     ranged = isinstance(value, Mapping)
     numbers = list(value.values()) if ranged else value
     if (ranged and set(value) != {"low", "high"}) or not isinstance(numbers, list | tuple) or not numbers:
         raise ValueError(form)
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= LARGEST_ANGLE:
             raise ValueError(f"{number!r} is no angle in degrees; {form}")
     if ranged and value["low"] > value["high"]:
         raise ValueError("the range runs backwards")
@@ -116,3 +125,18 @@ class AugmentationParams(Section):
     bshift_gamma_range: PositiveRange | None
     patch_gamma_range: PositiveRange | None
     sigma_range: NonNegativeRange | None
+
+
+AS_THEY_ARE = AugmentationParams(
+    flip=False,
+    rotation_degree=None,
+    scale_factor=None,
+    crop_strategy="random",
+    patch_shift_px=None,
+    contrast_range=None,
+    br_range=None,
+    bshift_gamma_range=None,
+    patch_gamma_range=None,
+    sigma_range=None,
+)
+"""Crops of chips, and nothing else changed."""

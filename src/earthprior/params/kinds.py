@@ -22,7 +22,8 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Int: TypeAlias = Annotated[int, BeforeValidator(_no_bool)]
+# Far beyond any sense, and still a number that torch can count with.
+Int: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=-(2**53), le=2**53)]
 Float: TypeAlias = Annotated[float, BeforeValidator(_no_bool)]
 PositiveInt: TypeAlias = Annotated[Int, Field(ge=1)]
 NonNegativeInt: TypeAlias = Annotated[Int, Field(ge=0)]

@@ -125,7 +125,7 @@ class Params(Section):
     def _check(self) -> Params:
         faults = []
         if self.warmup_epochs >= self.epochs and self.lr_schedule != "onecycle":
-            faults.append(f"warmup_epochs {self.warmup_epochs} leaves no epoch of {self.epochs} to train in")
+            faults.append(f"warmup_epochs {self.warmup_epochs} leaves no epoch of {self.epochs} to train in; lower it")
         if self.evaluate.steps > self.diffusion.timesteps:
             faults.append(f"evaluate.steps {self.evaluate.steps} exceed diffusion.timesteps {self.diffusion.timesteps}")
         if self.batch_size % self.accumulation_steps:
@@ -205,12 +205,8 @@ def _selected(params: Params) -> set[str]:
 def _without_effect(params: Params) -> Iterator[str]:
     """Dotted keys of active sections that the other choices leave without effect."""
     diffusion = params.diffusion
-    if diffusion.precondition != "none" and (
-        # The network then says the linear denoiser's residual, in units of its own size, whatever the objective;
-        diffusion.weighting == "linear"
-        # and a squared error weighted in x0's terms is the same in each objective's.
-        or (diffusion.weighting in ("min_snr", "soft_min_snr") and params.loss_fn == "mse")
-    ):
+    if diffusion.precondition != "none" and diffusion.weighting == "linear":
+        # The network then says the linear denoiser's residual, in units of its own size, whatever the objective.
         yield "objective"
     if diffusion.noise_schedule == "cosine":
         yield from ("diffusion.beta_start", "diffusion.beta_end", "diffusion.scale_betas")
