@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from earthprior.networks.unet_att_d import UNetAttD
 from earthprior.params import Params, load
 from earthprior.stages import evaluate, stats
 from earthprior.tools import import_weights
-from earthprior.tools.tutorial_weights import SHOWN_FAULTS
+from earthprior.tools.tutorial_weights import SHOWN_FAULTS, read_weights
 
 ROOT = Path(__file__).parents[1]
 OPTIONS: dict[str, Any] = {
@@ -250,7 +252,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(root: Path, form: str) -> 
     marker, path = root / "owned", root / "best_model.pth"
     content = {"state_dict": tutorial_weights(), "x": Payload(marker)} if form == "nested" else Payload(marker)
     torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
-    with pytest.raises(EarthPriorError, match=r"best_model\.pth names .*mkdir, which is not loaded.*run code"):
+    with pytest.raises(EarthPriorError, match=r"best_model\.pth names .*mkdir, and was not loaded.*run code"):
         import_weights.run(path, load(root / "params.yaml"), root)
     assert not marker.exists()
     assert not (root / "results/pretrain").exists()
@@ -266,6 +268,15 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(root: Path, form: str) -> 
         (b"not a checkpoint at all", "damaged"),
         (torch.zeros(3), "no state_dict: it holds no tensors"),
         ({"epoch": 3}, "the entry epoch is no tensor"),
+        ({}, "no state_dict: it holds no tensors"),
+        ({"a": torch.eye(2).to_sparse()}, "the entry a is no plain tensor"),
+        ({"a": torch.zeros(2, device="meta")}, "the entry a is no plain tensor"),
+        ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "the entry a is no plain tensor"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "the entry a holds complex64 values"),
+        ({"a": torch.zeros(2, dtype=torch.int32)}, "the entry a holds int32 values"),
+        ({"num_batches_tracked": torch.tensor(True)}, "the entry num_batches_tracked holds bool values"),
+        ({"a": torch.zeros(0)}, "the entry a has no values"),
+        ({"a.b": torch.zeros(2), "module.a.b": torch.ones(2)}, r"holds a\.b twice, with and without a prefix"),
         ({"a": torch.zeros(2), "b": "text"}, "the entry b is no tensor"),
         ({"conv.weight": torch.zeros(2)}, r"no unet_att_d.*begin with conv\.weight"),
     ],
@@ -281,8 +292,51 @@ def test_files_that_are_no_checkpoint(root: Path, content: Any, message: str) ->
     with pytest.raises(EarthPriorError, match=r"other\.pth does not exist"):
         import_weights.run(root / "other.pth", load(root / "params.yaml"), root)
     (root / "x.safetensors").write_bytes(b"xx")
-    with pytest.raises(EarthPriorError, match="no safetensors file"):
+    with pytest.raises(EarthPriorError, match=r"x\.safetensors is damaged"):
         import_weights.run(root / "x.safetensors", load(root / "params.yaml"), root)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_damaged_checkpoints_are_named(root: Path, legacy: bool) -> None:
+    weights, path = tutorial_weights(), root / "best_model.pth"
+    torch.save(weights, path, _use_new_zipfile_serialization=not legacy)
+    whole, params = path.read_bytes(), load(root / "params.yaml")
+    generator = random.Random(0)
+    for cut in (2, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(EarthPriorError, match=r"^best_model\.pth (is damaged|names|is no state_dict)"):
+            import_weights.run(path, params, root)
+    for _ in range(60):
+        # A flipped bit among values is not seen; in what describes them it must end in a message, whatever torch says.
+        flipped = bytearray(whole)
+        flipped[generator.randrange(min(len(whole), 3000))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        with contextlib.suppress(EarthPriorError):
+            read_weights(path)
+
+
+def test_a_decoder_that_is_a_scalar_is_refused(root: Path) -> None:
+    weights = {**tutorial_weights(), "decoder_1.block.0.weight": torch.tensor(1.0)}
+    with pytest.raises(EarthPriorError, match=r"decoder_1\.block\.0\.weight: \(\), not"):
+        run(root, weights)
+
+
+def test_a_killed_import_leaves_nothing_that_looks_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(root, tutorial_weights())
+    config = root / "results/pretrain/config.json"
+    assert config.is_file()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("write_csv", "locate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(import_weights, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(root, tutorial_weights(seed=1))
+        assert not config.exists()
+    run(root, tutorial_weights(seed=1))
+    assert config.is_file()
 
 
 def test_every_wrong_key_and_shape_is_listed(root: Path) -> None:

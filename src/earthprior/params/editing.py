@@ -54,8 +54,10 @@ def write(text: str, target: Path) -> None:
     """Write what `overlay` gave.
 
     Raises:
-        ParamsError: The folder does not exist.
+        ParamsError: The folder does not exist, or `target` is one itself.
     """
+    if target.is_dir():
+        raise ParamsError(f"{target} is a folder; name a file in it")
     if not target.parent.is_dir():
         raise ParamsError(f"{target}: its folder does not exist; create it, or choose another place for the file")
     write_atomic(target, text)

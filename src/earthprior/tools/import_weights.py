@@ -77,24 +77,27 @@ def run(
 def _write(weights: dict[str, Tensor], filtered: LinearDenoiser, params: Params, checkpoint: Path, root: Path) -> None:
     """All outs of the stage pretrain."""
     stats_path, results = root / "results/stats/stats.json", root / "results/pretrain"
-    with replacing(results / "network.safetensors") as temporary:
-        save_file(weights, temporary)
-    filtered.save(results / "linear.safetensors")
     config = {
         "format": identity.FORMAT_VERSION,
         "fingerprint": identity.fingerprint(active(params), sha256_file(stats_path)),
         "params": params.model_dump(mode="json"),
+        "foreign_files": {},
         "best_epoch": None,
         "bands": list(params.data.bands),
         "std": float(filtered.std),
         "data": read_json(stats_path)["data"],
         "imported": {"file": checkpoint.name, "sha256": sha256_file(checkpoint)},
     }
-    write_json(results / "config.json", config)
+    # config.json says what the others are: gone first and back last, it never stands beside those of another network.
+    (results / "config.json").unlink(missing_ok=True)
+    with replacing(results / "network.safetensors") as temporary:
+        save_file(weights, temporary)
+    filtered.save(results / "linear.safetensors")
     # A table without rows: nothing was trained here.
     write_csv(results / "history.csv", pd.DataFrame(columns=["epoch", "train_loss", "loss", "gain_db/mean"]))
     store = locate(root)
     write_json(results / "mlflow_run.json", RunRef(store.shown, store.experiment, None).to_json())
+    write_json(results / "config.json", config)
 
 
 def _time_is_untrained(weights: Mapping[str, Tensor]) -> bool:

@@ -6,19 +6,34 @@ comparing. What had no effect there gets the meaning that its README promises. d
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from earthprior.params import CLIP_PERCENTS
+from earthprior.tools.tutorial_values import (
+    PATCH_SHIFT_PX,
+    Convert,
+    anything,
+    betas,
+    exact_word,
+    file_name,
+    flag,
+    flips,
+    integer,
+    interval,
+    listed,
+    milestones,
+    noise_schedule,
+    number,
+    optional,
+    span,
+    view_shift,
+    word,
+)
 
 ABSENT: Final = object()
 """Stands where a key is missing, and where a rule has no such value."""
-
-PATCH_SHIFT_PX = 4
-
-Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Rule:
         acted: Whether the tutorial's code let it have an effect.
         note: What differs.
         default: What the tutorial's code takes where the key is missing; ABSENT: nothing, and ours stays.
-        off: Our value that does nothing, for a run as the tutorial's code did it; ABSENT where none is needed.
+        off: Our value that does what the tutorial's code did, where that is not what the key says; else ABSENT.
     """
 
     theirs: str
@@ -44,95 +59,15 @@ class Rule:
     off: Any = ABSENT
 
 
-def number(value: Any) -> float:
-    """A number, also as the text that a YAML 1.1 reader makes of 1e-6."""
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise ValueError("a number is needed")
-    return value if isinstance(value, int) else found
-
-
-def integer(value: Any) -> int:
-    """A whole number."""
-    found = number(value)
-    if found != int(found):
-        raise ValueError("a whole number is needed")
-    return int(found)
-
-
-def flag(value: Any) -> bool:
-    """True or false, also in the words that only YAML 1.1 takes for them."""
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    found = words.get(str(value).lower())
-    if found is None:
-        raise ValueError("true or false is needed")
-    return found
-
-
-def word(value: Any) -> str:
-    """A name, in small letters."""
-    if not isinstance(value, str) or not value:
-        raise ValueError("a word is needed")
-    return value.lower()
-
-
-def exact_word(value: Any) -> str:
-    """A name as it is written."""
-    word(value)
-    return str(value)
-
-
-def listed(convert: Convert) -> Convert:
-    """A list of such values; a single one is a list of one."""
-
-    def convert_list(value: Any) -> list[Any]:
-        return [convert(item) for item in (value if isinstance(value, list) else [value])]
-
-    return convert_list
-
-
-def optional(convert: Convert) -> Convert:
-    """Such a value, or null for none, an empty list or an empty text."""
-    return lambda value: None if value in (None, [], "", [None]) else convert(value)
-
-
-def span(value: Any) -> list[float]:
-    """Two numbers."""
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("two numbers are needed: [lowest, highest]")
-    return [number(item) for item in value]
-
-
-def anything(value: Any) -> Any:
-    """What is not carried over is not looked at."""
-    return value
-
-
-def _file_name(value: Any) -> str:
-    return exact_word(value).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-
-
-def _noise_schedule(value: Any) -> str:
-    return {"cosine": "clipped_cosine"}.get(word(value), word(value))
-
-
-def _view_shift(value: Any) -> int | None:
-    return PATCH_SHIFT_PX if flag(value) else None
-
-
-def _flips(value: Any) -> bool:
-    return any("flip" in str(name) for name in (value if isinstance(value, list) else [value]))
-
+Option = tuple[Rule, tuple[str, ...]]
+"""A key, and the names of which its value is an option."""
 
 _UNUSED = "there: stored, or not even read"
 _AUGMENTATION = "there: imported, never called"
 
 PLAIN_RULES = (
-    Rule("data_path", None, anything, note="data enters by: dvc add PATH -o data"),
-    Rule("train_csv_name", "data.catalog", _file_name, note="put the file into the chips' folder"),
+    Rule("data_path", None, anything, note="data.dir stays as it is; chips enter by: dvc add PATH -o data"),
+    Rule("train_csv_name", "data.catalog", file_name, note="put the file into the chips' folder"),
     Rule("log_dir", None, anything, note="here: results/, MLflow, and work/ for what a killed run needs"),
     Rule("save_dir", None, anything, note="here: results/pretrain/ and MLflow"),
     Rule("data_size", "data.chip_size", integer, False, "there not enforced; here other sizes are an error"),
@@ -140,7 +75,7 @@ PLAIN_RULES = (
     Rule("buffer_comp", None, anything, False, _UNUSED),
     Rule("global_stats", None, anything, note="the stats stage computes them"),
     Rule("catalog_index", None, anything, False, _UNUSED),
-    Rule("trans", "augmentation.flip", _flips, False, "there: stored, never applied; may name flips", None, False),
+    Rule("trans", "augmentation.flip", flips, False, "there: stored, never applied; may name flips", None, False),
     Rule("parallel", None, anything, False, _UNUSED),
     Rule("downfactor", None, anything, False, f"{_UNUSED}; statistics are exact"),
     Rule("img_path_cols", "data.image_columns", listed(exact_word)),
@@ -149,7 +84,7 @@ PLAIN_RULES = (
     Rule("stat_procedure", "normalization.stat_procedure", word, default="lab"),
     Rule("nodata", "data.nodata", optional(listed(number)), note="here in no loss, statistic or metric", default=None),
     Rule("scale_factor", "augmentation.scale_factor", optional(span), False, _AUGMENTATION, None, None),
-    Rule("crop_strategy", "augmentation.crop_strategy", word, False, _AUGMENTATION, "center"),
+    Rule("crop_strategy", "augmentation.crop_strategy", word, False, _AUGMENTATION, "center", "center"),
     Rule(
         "rotation_degree", "augmentation.rotation_degree", optional(listed(number)), False,
         f"{_AUGMENTATION}; one of these angles. A range is written {{low: -15, high: 15}}", None, None,
@@ -159,19 +94,19 @@ PLAIN_RULES = (
     Rule("contrast_range", "augmentation.contrast_range", optional(span), False, _AUGMENTATION, None, None),
     Rule("bshift_gamma_range", "augmentation.bshift_gamma_range", optional(span), False, _AUGMENTATION, None, None),
     Rule(
-        "patch_shift", "augmentation.patch_shift_px", _view_shift, False,
+        "patch_shift", "augmentation.patch_shift_px", view_shift, False,
         f"{_AUGMENTATION}; a shift by up to {PATCH_SHIFT_PX} px, as its README describes it", False, None,
     ),
     Rule("train_batch", "batch_size", integer),
     Rule("validate_batch", "val_batch_size", integer),
     Rule("diffusion.timesteps", "diffusion.timesteps", integer, default=1000),
     Rule(
-        "diffusion.noise_schedule", "diffusion.noise_schedule", _noise_schedule,
+        "diffusion.noise_schedule", "diffusion.noise_schedule", noise_schedule,
         note="its cosine clips betas at beta_end: clipped_cosine; its README's is cosine here", default="cosine",
     ),
     Rule("diffusion.beta_start", "diffusion.beta_start", number, default=1e-6),
     Rule("diffusion.beta_end", "diffusion.beta_end", number, default=0.02),
-    Rule("model", "network", lambda _: "unet_att_d", note="there read by nothing: unet_att_d is fixed", default=None),
+    Rule("model", None, anything, False, "network is unet_att_d, which is fixed in its code"),
     Rule("model_kwargs.filter_config", "unet_att_d.filter_config", listed(integer)),
     Rule("model_kwargs.block_num", "unet_att_d.block_num", listed(integer)),
     Rule(
@@ -185,11 +120,14 @@ PLAIN_RULES = (
     Rule("epoch", "epochs", integer),
     Rule("weight_decay", "weight_decay", number, default=0.0),
     Rule("loss_fn", "loss_fn", word, note="over valid pixels only"),
-    Rule("checkpoint_interval", "operation.checkpoint_interval", integer, False, "there weights alone, every epoch"),
-    Rule("warmup_period", "warmup_epochs", integer, note="there from a tenth of the rate, per epoch", default=0),
+    Rule(
+        "checkpoint_interval", "operation.checkpoint_interval", interval, False, "there weights alone, every epoch",
+        None, None,
+    ),
 )  # fmt: skip
 
 FIXED: Mapping[str, tuple[Any, str]] = {
+    "network": ("unet_att_d", "it makes no other, whatever `model` says"),
     "objective": ("eps", "it predicts the noise"),
     "grad_clip": (None, ""),
     "accumulation_steps": (1, ""),
@@ -218,9 +156,9 @@ TORCH_EPS = {
 }  # fmt: skip
 """The defaults of `eps`, adabelief's from its own package; sgd has none."""
 
-OPTIMIZER_OPTIONS = (
+OPTIMIZER_OPTIONS: tuple[Option, ...] = (
     (
-        Rule("betas", "betas", listed(number), default=[0.9, 0.999]),
+        Rule("betas", "betas", betas, default=[0.9, 0.999]),
         ("adam", "adamw", "nadam", "adamax", "radam", "adabelief"),
     ),
     *(
@@ -235,45 +173,49 @@ OPTIMIZER_OPTIONS = (
 )
 """Options and the optimizers that know them; `here` is the key in the optimizer's own section."""
 
-SCHEDULE_OPTIONS = (
+SCHEDULE_OPTIONS: tuple[Option, ...] = (
     (Rule("t_0", "t_0", integer, default=10, note="from the end of warm-up"), ("cosinewarm",)),
     (Rule("t_mult", "t_mult", integer, default=1), ("cosinewarm",)),
     (Rule("T_max", "t_max", integer, default=100, note="from the end of warm-up"), ("cosine",)),
     (Rule("eta_min", "eta_min", number, default=0.0), ("cosine", "cosinewarm")),
     (Rule("step_size", "step_size", integer, default=30), ("step",)),
     (Rule("gamma", "gamma", number, default=0.1), ("step", "multistep")),
-    (Rule("milestones", "milestones", listed(integer), default=[30, 60, 90]), ("multistep",)),
+    (Rule("milestones", "milestones", milestones, default=[30, 60, 90]), ("multistep",)),
     (Rule("patience", "patience", integer, default=10), ("plateau",)),
     (Rule("factor", "factor", number, default=0.1), ("plateau",)),
     (Rule("min_lr", "min_lr", number, default=0.0), ("plateau",)),
     (Rule("max_decay_steps", "max_decay_epochs", integer, default=100, note="its steps are epochs"), ("poly",)),
     (Rule("min_learning_rate", "min_lr", number, default=1e-6), ("poly",)),
     (Rule("power", "power", number, default=1.0), ("poly",)),
+    (Rule("mode", None, anything, note="a higher gain is better"), ("plateau",)),
+    (Rule("threshold", None, anything, note="any rise of the gain is one"), ("plateau",)),
+    (Rule("threshold_mode", None, anything, note="any rise of the gain is one"), ("plateau",)),
+    (Rule("cooldown", None, anything, note="there is none"), ("plateau",)),
+    (Rule("verbose", None, anything, note="MLflow shows the rate; there recent torch fails at the word"), ("plateau",)),
     (Rule("pct_start", "pct_start", number, default=0.3), ("onecycle",)),
     (Rule("div_factor", "div_factor", number, default=25.0), ("onecycle",)),
     (Rule("final_div_factor", "final_div_factor", number, default=1e4), ("onecycle",)),
+    (Rule("anneal_strategy", None, anything, note="along a cosine"), ("onecycle",)),
+    *(
+        (Rule(key, None, anything, note="the cycle lasts as long as the run, see epochs"), ("onecycle",))
+        for key in ("total_steps", "epochs", "steps_per_epoch")
+    ),
 )
 """Options and the LR schedules that know them; `here` is the key in the schedule's own section."""
 
-LOSS_OPTIONS = tuple(
+SCHEDULE_NOTES = {
+    **dict.fromkeys(("cosine", "cosinewarm", "poly"), "per step; there per epoch, warm-up written over its beginning"),
+    **dict.fromkeys(("step", "multistep"), "falls after the same epochs as there, none during warm-up"),
+    "plateau": "per epoch, as there; watches the gain, there the validation loss; there an error on recent torch",
+    "onecycle": "one cycle over the run, per step; there 100 x 100 epochs unless epochs, steps_per_epoch say else",
+}
+"""What differs in an LR schedule of the same name."""
+
+LOSS_OPTIONS: tuple[Option, ...] = tuple(
     (Rule(f"loss_weights.{name}", name, number, default=default), ("hybrid_light",))
     for name, default in (("alpha", 1.0), ("beta", 0.1), ("gamma", 0.01))
 )
 """Weights of the loss hybrid_light."""
-
-
-def optimizer(value: Any) -> str:
-    """The optimizer's name."""
-    if word(value) == "lbfgs":
-        raise ValueError("it ends in an error there and does not exist here; adam, adamw, sgd and others do")
-    return word(value)
-
-
-def lr_schedule(value: Any) -> str:
-    """The LR schedule's name; the empty name is none, as the README says."""
-    if value in (None, "", False) or word(value) in ("none", "off", "disable", "disabled", "no"):
-        return "none"
-    return word(value)
 
 
 def clip_rule(strategy: Any, procedure: Any) -> Rule:
@@ -302,6 +244,12 @@ def clip_rule(strategy: Any, procedure: Any) -> Rule:
 KEYS = (
     *(rule.theirs for rule in PLAIN_RULES),
     *(rule.theirs for rule, _ in (*OPTIMIZER_OPTIONS, *SCHEDULE_OPTIONS, *LOSS_OPTIONS)),
-    *("clip_val", "channels", "optimizer", "learning_rate_init", "scheduler", "max_lr"),
+    *("clip_val", "channels", "optimizer", "learning_rate_init", "warmup_period", "scheduler", "max_lr"),
 )
 """Every key that the tutorial's README or code knows."""
+
+HALLMARKS = (
+    "train_csv_name", "img_path_cols", "train_batch", "validate_batch", "model_kwargs", "learning_rate_init",
+    "warmup_period", "stat_procedure", "save_dir", "epoch",
+)  # fmt: skip
+"""Top-level keys that tell the tutorial's file from any other, params.yaml among them."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from earthprior.errors import EarthPriorError
+from earthprior.networks.tensor_file import TensorFileError, read_tensors
 from earthprior.networks.unet_att_d import UNetAttD
 from earthprior.params.editing import plain
-
-CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net")
-"""Under which keys training scripts put the weights beside other things."""
 
 PREFIX = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 """What DataParallel and torch.compile put before every key."""
@@ -27,61 +22,38 @@ SHOWN_FAULTS = 20
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the network's own keys: float32, each with its own memory.
+    """The tensors of a checkpoint by the network's own keys: float32 (counts int64), each with its own memory.
 
     Raises:
-        EarthPriorError: The file cannot be read as plain tensors, or holds none, or some that are not finite.
+        EarthPriorError: The file cannot be read as plain tensors, holds one twice, or some that are not finite.
     """
-    content: Any = _read(path)
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    tensors = content.items() if isinstance(content, Mapping) else []
-    others = [str(key) for key, value in tensors if not isinstance(value, Tensor)]
-    if not tensors or others:
-        what = f"the entry {others[0]} is no tensor" if others else "it holds no tensors by name"
-        raise EarthPriorError(
-            f"{path.name} is no state_dict: {what}; save one there with torch.save(model.state_dict(), path)"
-        )
-    weights = {
-        PREFIX.sub("", str(key)): (tensor.float() if tensor.is_floating_point() else tensor)
-        .detach()
-        .clone(memory_format=torch.contiguous_format)
-        for key, tensor in tensors
-    }
-    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise EarthPriorError(
-            f"{path.name}: {broken[0]} and {len(broken) - 1} more tensors hold NaN or infinity, so its training had "
-            "diverged; take an earlier checkpoint"
-        )
-    return weights
-
-
-def _read(path: Path) -> Any:
     if not path.is_file():
         raise EarthPriorError(f"{path.name} does not exist; give the path of the tutorial's best_model.pth")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Only with weights_only does reading not mean running what the file says.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
+        tensors = read_tensors(path)
+    except OSError as error:
+        raise EarthPriorError(f"{path.name} cannot be read ({error.strerror}); check its mode") from None
+    except TensorFileError as error:
         raise EarthPriorError(
-            f"{path.name} is no safetensors file, or a damaged one ({error}); copy it again"
+            f"{path.name} {error}; copy it again, or save plain weights there with torch.save(model.state_dict(), path)"
         ) from None
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"names {named[1]}, which" if named else "is a damaged file, or holds more than tensors, which"
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        key = PREFIX.sub("", name)
+        if key in weights:
+            raise EarthPriorError(
+                f"{path.name} holds {key} twice, with and without a prefix such as module.; save the weights of one "
+                "network there"
+            )
+        values = tensor.long() if key.endswith("num_batches_tracked") else tensor.float()
+        weights[key] = values.clone(memory_format=torch.contiguous_format)
+    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - 1} more tensors hold" if len(broken) > 1 else " holds"
         raise EarthPriorError(
-            f"{path.name} {what} is not loaded, because that could run code from the file; save plain weights there "
-            "with torch.save(model.state_dict(), path)"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, LookupError, AttributeError, TypeError) as error:
-        text = " ".join(str(error).split())[:120]
-        raise EarthPriorError(f"{path.name} is no checkpoint, or a damaged one ({text}); copy it again") from None
+            f"{path.name}: {broken[0]}{more} NaN or infinity, so its training had diverged; take an earlier checkpoint"
+        )
+    return weights
 
 
 def architecture(weights: Mapping[str, Tensor], name: str) -> dict[str, Any]:
@@ -119,7 +91,7 @@ def _upmode(up: Mapping[str, Tensor]) -> str:
     if "decoder_1.block.1.weight" in up:
         return "DUC"
     kernel = up.get("decoder_1.block.0.weight")
-    return "deconv_1" if kernel is not None and kernel.shape[-1] == 2 else "deconv_2"
+    return "deconv_1" if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] == 2 else "deconv_2"
 
 
 def channels_of(weights: Mapping[str, Tensor]) -> int:
