@@ -13,6 +13,7 @@ validation, report and probe.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -121,7 +122,8 @@ def measured() -> Iterator[dict[str, Any]]:
     """One row per finished experiment of ours, from what DVC keeps."""
     for found in exp_show():
         name = found.get("Experiment") or ""
-        if name.startswith("recipe-") and found.get("gain_db.mean") is not None:
+        # One that runs shows the metrics of the commit that it began from.
+        if name.startswith("recipe-") and not found.get("State") and found.get("gain_db.mean") is not None:
             recipe, seed = name.removeprefix("recipe-").rsplit("-s", 1)
             gains = {f"rho_{rho}": found.get(f"gain_db.rho_{rho}") for rho in RHOS}
             probes = {f"probe_{who}": found.get(f"probe.{who}.average_precision") for who in REPRESENTATIONS}
@@ -138,8 +140,10 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="Print the commands and run nothing.")
     arguments = parser.parse_args()
     budget = BUDGET | dict(pair.split("=", 1) for pair in arguments.set)
+    # Results of another budget are other rows, not finished ones of this budget.
+    suffix = "-" + hashlib.sha256(" ".join(sorted(arguments.set)).encode()).hexdigest()[:4] if arguments.set else ""
     wanted = {
-        f"recipe-{name}-s{seed}": settings(RECIPES[name], seed, budget)
+        f"recipe-{name}{suffix}-s{seed}": settings(RECIPES[name], seed, budget)
         for seed in arguments.seeds
         for name in arguments.only or RECIPES
     }
