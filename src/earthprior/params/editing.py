@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from earthprior.errors import ParamsError
 from earthprior.files import write_atomic
 from earthprior.params.reading import parse, read_mapping
-from earthprior.params.whole import known_keys
 
 
 class _Representer(RoundTripRepresenter):
@@ -61,17 +60,6 @@ def write(text: str, target: Path) -> None:
     if not target.parent.is_dir():
         raise ParamsError(f"{target}: its folder does not exist; create it, or choose another place for the file")
     write_atomic(target, text)
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a part of params.yaml under their dotted keys; a value that is a mapping itself stays whole."""
-    known = set(known_keys())
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and dotted not in known:
-            yield from leaves(value, f"{dotted}.")
-        else:
-            yield dotted, value
 
 
 def plain(value: Any) -> str:

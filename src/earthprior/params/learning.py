@@ -12,6 +12,7 @@ from earthprior.params.kinds import (
     Fraction,
     Int,
     NonNegativeFloat,
+    NonNegativeInt,
     OpenFraction,
     PositiveFloat,
     PositiveInt,
@@ -217,7 +218,7 @@ class MultistepParams(Section):
 class PlateauParams(Section):
     """Of the LR schedule plateau."""
 
-    patience: Annotated[Int, Field(ge=0)]
+    patience: NonNegativeInt
     factor: OpenFraction
     min_lr: NonNegativeFloat
 

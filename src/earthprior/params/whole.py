@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,7 +18,6 @@ from earthprior.params.kinds import (
     PositiveInt,
     Section,
 )
-from earthprior.params.kinds import Float as Number
 from earthprior.params.learning import (
     AdadeltaParams,
     AdagradParams,
@@ -63,7 +62,7 @@ class OperationParams(Section):
     readers: PositiveInt
     activation_checkpointing: Bool
     checkpoint_interval: PositiveInt | None
-    checkpoint_every_seconds: Annotated[Number, Field(ge=0)]
+    checkpoint_every_seconds: NonNegativeFloat
     log_every_steps: PositiveInt
 
 
@@ -171,12 +170,13 @@ class Params(Section):
         key, floor = floors.get(self.lr_schedule, ("", 0.0))
         if floor > self.lr:
             return [f"{self.lr_schedule}.{key} {floor:g} is above lr {self.lr:g}; lower it"]
-        if self.lr_schedule == "step" and self.step.step_size >= self.epochs:
-            return [f"step.step_size {self.step.step_size} is not below epochs {self.epochs}, so the rate never falls"]
-        falls = [epoch for epoch in self.multistep.milestones if self.warmup_epochs < epoch < self.epochs]
-        if self.lr_schedule == "multistep" and not falls:
-            given = list(self.multistep.milestones)
-            return [f"multistep.milestones {given} name no epoch of {self.epochs} after warm-up: the rate never falls"]
+        falls: dict[str, tuple[str, Iterable[int]]] = {
+            "step": ("step_size", range(self.step.step_size, self.epochs, self.step.step_size)),
+            "multistep": ("milestones", self.multistep.milestones),
+        }
+        key, epochs = falls.get(self.lr_schedule, ("", ()))
+        if key and not any(self.warmup_epochs < epoch < self.epochs for epoch in epochs):
+            return [f"{self.lr_schedule}.{key} names no epoch of {self.epochs} after warm-up: the rate never falls"]
         return []
 
 
@@ -216,7 +216,7 @@ def _without_effect(params: Params) -> Iterator[str]:
         yield "warmup_epochs"
     if not params.normalization.apply_normalization:
         # What is left of it chooses the neutral value.
-        yield "normalization.normal_strategy"
+        yield from ("normalization.normal_strategy", "normalization.clip_percent", "normalization.clip_val")
 
 
 def active(params: Params) -> dict[str, Any]:
@@ -247,9 +247,11 @@ def known_keys() -> Iterator[str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree of mappings under their dotted keys."""
+    """The values of a part of params.yaml under their dotted keys; a value that is a mapping itself stays whole."""
+    known = set(known_keys())
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in known:
+            yield from flatten(value, f"{dotted}.")
         else:
-            yield f"{prefix}{key}", value
+            yield dotted, value

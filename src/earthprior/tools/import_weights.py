@@ -68,7 +68,7 @@ def run(
     )
     if time_conditioning != "none" and _time_is_untrained(weights):
         print(
-            "note: time_mlp still holds its initial values, as in checkpoints from before the tutorial's b7b84cb, "
+            "note: time_mlp may still hold its initial values, as in checkpoints from before the tutorial's b7b84cb, "
             "when it had no effect; for those give --time-conditioning none"
         )
     print("next: dvc commit -f pretrain && dvc repro evaluate")

@@ -9,7 +9,7 @@ from typing import Any
 
 from earthprior import params
 from earthprior.errors import ParamsError
-from earthprior.params.editing import leaves, overlay, write
+from earthprior.params.editing import overlay, write
 
 
 def run(name: str, root: Path, out: Path | None = None) -> None:
@@ -27,7 +27,7 @@ def run(name: str, root: Path, out: Path | None = None) -> None:
     """
     source = root / "params.yaml"
     preset_path = _find(name, root / "presets")
-    preset = dict(leaves(params.read_mapping(preset_path)))
+    preset = dict(params.flatten(params.read_mapping(preset_path)))
     _check_keys(preset, preset_path.name)
     text, changes = overlay(source, preset, f"params.yaml with preset {name}")
     target = source if out is None else out
