@@ -128,9 +128,7 @@ def sampled(project: Project, params: Params) -> Any:
     tiny = Tiny(project.root, params)
     batch, _ = next(iter(tiny.validation_batches()))
     task = build.task(params, tiny.linear).eval()
-    drawn = samples.draw(
-        task, batch, params.evaluate, params.evaluate.sampling_seed, bounds=tiny.normalizer.range
-    ).sampled
+    drawn = samples.draw(task, batch, params.evaluate, bounds=tiny.normalizer.range).sampled
     return drawn.shape, hashlib.sha256(drawn.tobytes()).hexdigest()
 
 

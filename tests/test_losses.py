@@ -36,11 +36,11 @@ def vgg_path(tmp_path_factory):
 
 @pytest.fixture
 def make_loss(make_params, vgg_path):
-    """`make_loss(name, bands=4, **overrides)`: a loss as params.yaml with these overrides gives it."""
+    """`make_loss(name, **overrides)`: a loss as params.yaml with these overrides gives it."""
 
-    def make(name, bands=4, **overrides):
+    def make(name, **overrides):
         settings = {"loss_fn": name, "perceptual.weights": str(vgg_path), "loss_weights.gamma": 0.5, **overrides}
-        return LOSSES[name](make_params(settings), bands)
+        return LOSSES[name](make_params(settings))
 
     return make
 
@@ -347,13 +347,13 @@ def perceptual_by_hand(prediction, target, weights):
 def test_perceptual_of_any_band_count_equals_vgg16_written_out(bands, make_loss, vgg_path):
     prediction, target = smooth_images(shape=(2, bands, 16, 16))
     expected = perceptual_by_hand(prediction, target, torch.load(vgg_path, weights_only=True))
-    found = make_loss("perceptual", bands)(prediction, target, EVERYWHERE)
+    found = make_loss("perceptual")(prediction, target, EVERYWHERE)
     assert torch.allclose(found, expected, rtol=1e-5)
     assert bool((expected > 0.1).all())
 
 
 def test_perceptual_judges_each_band_alike(make_loss):
-    loss = make_loss("perceptual", 4)
+    loss = make_loss("perceptual")
     prediction, target = smooth_images(shape=(2, 4, 16, 16))
     assert torch.allclose(
         loss(prediction, target, EVERYWHERE), loss(prediction.flip(1), target.flip(1), EVERYWHERE), rtol=1e-5

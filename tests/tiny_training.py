@@ -19,7 +19,7 @@ from earthprior.chips.read import ChipSpec, read_chip
 from earthprior.chips.selection import Selection, linear_crops, validation_batches
 from earthprior.diffusion import linear
 from earthprior.diffusion.linear import LinearDenoiser
-from earthprior.params import DataParams, Params
+from earthprior.params import DataParams, NormalizationParams, Params
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
@@ -39,7 +39,7 @@ TINY: Mapping[str, Any] = {
 
 CPU = torch.device("cpu")
 
-FITTED: dict[tuple[Path, DataParams], LinearDenoiser] = {}
+FITTED: dict[tuple[Path, DataParams, NormalizationParams], LinearDenoiser] = {}
 """The linear denoisers of these chips; fitting one takes longer than training."""
 
 
@@ -72,7 +72,7 @@ class Tiny:
         pixels = [read_chip(catalog.dir, row, spec)[0].astype("float32") for row in self.selection.train]
         chips = torch.stack([torch.from_numpy(chip) for chip in pixels])
         self.normalizer = build.normalizer(self.params, stats_of(chips, self.params.data.bands))
-        key = (self.root, self.params.data)
+        key = (self.root, self.params.data, self.params.normalization)
         if key not in FITTED:
             FITTED[key] = linear.fit(*linear_crops(self.params, self.selection, self.normalizer))
         self.linear = FITTED[key]

@@ -205,14 +205,14 @@ def _grey(chips: Tensor) -> Tensor:
     return (GREY_MEAN + GREY_STD * chips.flatten(0, 1)[:, None]).expand(-1, 3, -1, -1)
 
 
-LOSSES: dict[str, Callable[[Params, int], LossFunction]] = {
-    "mse": lambda params, bands: over_valid(pixelwise(mse)),
-    "l1": lambda params, bands: over_valid(pixelwise(l1)),
-    "charbonnier": lambda params, bands: over_valid(pixelwise(charbonnier)),
-    "ssim": lambda params, bands: over_valid(ssim(params.ssim.data_range)),
-    "perceptual": lambda params, bands: Perceptual(str(params.perceptual.weights)),
-    "hybrid_light": lambda params, bands: over_valid(
+LOSSES: dict[str, Callable[[Params], LossFunction]] = {
+    "mse": lambda params: over_valid(pixelwise(mse)),
+    "l1": lambda params: over_valid(pixelwise(l1)),
+    "charbonnier": lambda params: over_valid(pixelwise(charbonnier)),
+    "ssim": lambda params: over_valid(ssim(params.ssim.data_range)),
+    "perceptual": lambda params: Perceptual(str(params.perceptual.weights)),
+    "hybrid_light": lambda params: over_valid(
         hybrid_light(**params.loss_weights.model_dump(), data_range=params.ssim.data_range)
     ),
 }
-"""Makers of losses by name, each from the whole of params.yaml and the number of bands."""
+"""Makers of losses by name, each from the whole of params.yaml."""

@@ -1,7 +1,8 @@
 """Random views of clean chips: drawn from the step's generator, applied to chip and valid mask together on the device.
 
 Geometry first (zoom, rotation, flips, the view's place), then radiometry (contrast, brightness, gamma, noise). Both
-draw the same random numbers whatever is switched on, so one option's draws are not changed by another.
+draw the same random numbers whatever is switched on, so one option's draws are not changed by another (the noise of
+`sigma_range` is drawn last; what the task draws afterwards is then other noise).
 """
 
 from __future__ import annotations

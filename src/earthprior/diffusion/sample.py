@@ -64,13 +64,13 @@ def ddim(
     """
     timesteps = _trailing(schedule.timesteps, steps)
     xt = noise
-    for step, t in enumerate(progress(timesteps)):
+    for t, later in zip(progress(timesteps), [*timesteps[1:], None], strict=True):
         x0_hat = denoise(xt, torch.full((len(xt),), t, device=xt.device))
-        if step == steps - 1:
-            return x0_hat
-        later = timesteps[step + 1]
-        eps_hat = (xt - schedule.alpha[t] * x0_hat) / schedule.sigma[t]
-        xt = schedule.alpha[later] * x0_hat + schedule.sigma[later] * eps_hat
+        if later is None:
+            xt = x0_hat
+        else:
+            eps_hat = (xt - schedule.alpha[t] * x0_hat) / schedule.sigma[t]
+            xt = schedule.alpha[later] * x0_hat + schedule.sigma[later] * eps_hat
     return xt
 
 

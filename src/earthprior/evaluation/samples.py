@@ -37,7 +37,6 @@ def draw(
     task: DiffusionTask,
     real: Batch,
     params: EvaluateParams,
-    seed: int,
     progress: Callable[[Any], Any] = iter,
     bounds: tuple[float, float] | None = None,
 ) -> Samples:
@@ -48,7 +47,6 @@ def draw(
         real: Real crops. Where the normalization is per chip, a sample has no scale of its own and takes that of a
             real crop.
         params: The section `evaluate`.
-        seed: Addresses the noise.
         progress: Wraps the sampler's steps.
         bounds: The range of normalized values (`Normalizer.range`), which `params.clip_sample` keeps estimates in.
     """
@@ -58,7 +56,9 @@ def draw(
     lender = real.affine[usable[torch.arange(params.samples, device=usable.device) % len(usable)]]
     shape = (params.samples, *real.x0.shape[1:])
     clip = bounds if params.clip_sample else None
-    x0 = sample(task.denoiser(real), shape, task.schedule, params.sampler, params.steps, seed, progress, clip)
+    x0 = sample(
+        task.denoiser(real), shape, task.schedule, params.sampler, params.steps, params.sampling_seed, progress, clip
+    )
     return Samples(
         denormalize(real.x0, real.affine).cpu().numpy(),
         real.valid[:, 0].cpu().numpy(),

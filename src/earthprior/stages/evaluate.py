@@ -102,7 +102,6 @@ def run(params: Params, root: Path) -> None:
             task,
             _crops(params, selection, judged.rows, REAL_CHIPS, normalizer, device)[0],
             params.evaluate,
-            params.evaluate.sampling_seed,
             lambda steps: tqdm(steps, desc="sample", unit="step", file=sys.stderr, disable=None),
             normalizer.range,
         ),
@@ -129,7 +128,11 @@ def judged_chips(selection: Selection) -> Judged:
 def _check_same_run(params: Params, trained: Params, config: Mapping[str, Any], stats_sha256: str) -> None:
     """Refuse weights of other params or other statistics: the numbers would belong to neither."""
     wanted, have = active(params), active(trained)
-    changed = [f"{key}: {have.get(key)} -> {wanted.get(key)}" for key in wanted if wanted[key] != have.get(key)]
+    changed = [
+        f"{key}: {have.get(key)} -> {wanted.get(key)}"
+        for key in sorted(wanted.keys() | have.keys())
+        if wanted.get(key) != have.get(key)
+    ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise EarthPriorError(

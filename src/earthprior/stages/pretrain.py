@@ -58,15 +58,17 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     stats, stats_sha256 = read_stats(root)
-    fingerprint = identity.fingerprint(active(params) | build.foreign_files(params), stats_sha256)
+    build.schedule(params)  # its faults before any work
+    foreign = build.foreign_files(params)
+    fingerprint = identity.fingerprint(active(params) | foreign, stats_sha256)
     folder = identity.main_root(root) / "work/pretrain" / fingerprint
     with world(build.device(params)) as (place, device), stop_requests() as stop, only_writer(folder, place):
-        session = _Session(params, root, stats, fingerprint, folder, device, place)
+        session = _Session(params, root, stats, fingerprint, foreign, folder, device, place)
         session.run(stop, accept_code)
 
 
 class _Session:
-    """One process's work on a run; a class only because its parts share seven things."""
+    """One process's work on a run; a class only because its parts share eight things."""
 
     def __init__(
         self,
@@ -74,11 +76,13 @@ class _Session:
         root: Path,
         stats: dict[str, Any],
         fingerprint: str,
+        foreign_files: dict[str, str],
         folder: Path,
         device: torch.device,
         place: World,
     ) -> None:
         self.params, self.root, self.fingerprint, self.folder = params, root, fingerprint, folder
+        self.foreign_files = foreign_files
         self.device, self.place = device, place
         self.selection = select(params, root, stats)
         _check_batch_size(params, len(self.selection.train), place.size)
@@ -181,7 +185,7 @@ class _Session:
             "format": identity.FORMAT_VERSION,
             "fingerprint": self.fingerprint,
             "params": self.params.model_dump(mode="json"),
-            "foreign_files": build.foreign_files(self.params),
+            "foreign_files": self.foreign_files,
             "best_epoch": outcome.best_epoch,
             "bands": list(self.params.data.bands),
             "std": float(task.linear.std),

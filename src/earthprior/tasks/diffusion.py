@@ -58,7 +58,7 @@ class DiffusionTask(nn.Module):
         self.timestep_sampler = TimestepSampler(section.timestep_sampling, schedule, linear.std)
         self._params = section
         self._objective = OBJECTIVES[params.objective]
-        self._loss = LOSSES[params.loss_fn](params, linear.bands)
+        self._loss = LOSSES[params.loss_fn](params)
         weights = timestep_weights(section.weighting, section.min_snr_gamma, self._objective, schedule)
         self.register_buffer("_weights", weights, persistent=False)
         self.register_buffer("_linear_rms", linear.expected_mse(schedule).sqrt(), persistent=False)
