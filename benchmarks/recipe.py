@@ -6,8 +6,8 @@ Run it in a clone whose data/ holds the chips (`dvc add PATH -o data`, then `git
     python benchmarks/recipe.py --only wiener scalar --seeds 0 1 2 --jobs 2 --out docs/recipe.csv
 
 Every experiment is `dvc exp run --temp -n recipe-NAME-sSEED` with the printed -S settings, so that one alone can be had
-again by hand; what has been run already is not run again. CPU minutes are those of the whole experiment: training,
-validation, report and probe.
+again by hand; what the table or git holds already is not run again. CPU minutes are those of the whole experiment:
+training, validation, report and probe.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ TUTORIAL = {
     "augmentation.flip": "false", "augmentation.rotation_degree": "null", "augmentation.contrast_range": "null",
     "augmentation.br_range": "null", "lr": 2e-4, "lr_schedule": "cosinewarm", "grad_clip": "null",
 }  # fmt: skip
-"""The eofm-tutorial as its code runs: its augmentations never act."""
+"""The eofm-tutorial as its code runs, where augmentations never act; but for random crops, and averaged weights, which
+are judged for all."""
 
 PROMISED = {
     "augmentation.rotation_degree": "[-180,-90,90,180]", "augmentation.scale_factor": "[0.75,1.5]",
@@ -48,11 +49,21 @@ PROMISED = {
 }  # fmt: skip
 """The augmentations that its README announces."""
 
+MODERN = {
+    "network": "unet_film", "objective": "eps", "loss_fn": "mse", "lr": 1e-3, "optimizer": "adamw",
+    "lr_schedule": "cosine", "grad_clip": 1.0, "diffusion.noise_schedule": "linear",
+    "diffusion.shift_reference_px": "null", "normalization.normal_strategy": "z_value",
+    "normalization.stat_procedure": "gpb", "augmentation.flip": "true",
+    "augmentation.rotation_degree": "[0,90,180,270]", "augmentation.scale_factor": "null",
+    "augmentation.contrast_range": "[0.9,1.1]", "augmentation.br_range": "[-0.02,0.02]",
+}  # fmt: skip
+"""What the others have in common, where they do not say otherwise."""
+
 FILM = {
-    "network": "unet_film", "objective": "eps", "diffusion.precondition": "none", "diffusion.weighting": "uniform",
+    **MODERN, "diffusion.precondition": "none", "diffusion.weighting": "uniform",
     "diffusion.timestep_sampling": "uniform",
 }  # fmt: skip
-"""The other network, trained to predict eps like the tutorial's; the rest is params.yaml's."""
+"""The other network, trained to predict eps like the tutorial's."""
 
 V_COSINE = {
     **FILM, "objective": "v", "diffusion.noise_schedule": "cosine", "diffusion.weighting": "min_snr",
@@ -60,7 +71,8 @@ V_COSINE = {
 }  # fmt: skip
 
 SCALAR = {
-    "diffusion.precondition": "scalar", "diffusion.weighting": "linear", "diffusion.timestep_sampling": "log_snr",
+    **MODERN, "diffusion.precondition": "scalar", "diffusion.weighting": "linear",
+    "diffusion.timestep_sampling": "log_snr",
 }  # fmt: skip
 WIENER = {**SCALAR, "diffusion.precondition": "wiener"}
 
@@ -92,7 +104,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "wiener-att-d": {**WIENER, "network": "unet_att_d", "unet_att_d.time_injection": "all"},
     "wiener-charbonnier": {**WIENER, "loss_fn": "charbonnier"},
 }
-"""Name to settings; what is not named is as committed in params.yaml."""
+"""Name to settings; what none of them names is as committed in params.yaml."""
 
 REPRESENTATIONS = ("network", "context", "untrained", "pixels")
 RHOS = ("0.05", "0.1", "0.2", "0.5", "1", "2", "5")
@@ -153,10 +165,11 @@ def main() -> None:
         return
     logs = Path(".dvc/tmp/recipe")
     logs.mkdir(parents=True, exist_ok=True)
-    done = {f"recipe-{row['recipe']}-s{row['seed']}" for row in measured()}
     cost: dict[Any, float] = {}
     if arguments.out.exists():
         cost = dict(pd.read_csv(arguments.out).set_index(["recipe", "seed"])["cpu_minutes"])
+    finished = [*cost, *((row["recipe"], row["seed"]) for row in measured())]
+    done = {f"recipe-{recipe}-s{seed}" for recipe, seed in finished}
     writing = threading.Lock()
 
     def one(name: str) -> None:
@@ -174,9 +187,12 @@ def main() -> None:
 
 
 def write(path: Path, cost: Mapping[tuple[str, int], float]) -> None:
+    """Add what is finished to the table; rows of experiments that an earlier commit began are kept."""
     rows = [{**row, "cpu_minutes": cost.get((row["recipe"], row["seed"]))} for row in measured()]
-    if rows:
-        pd.DataFrame(rows).sort_values(["recipe", "seed"]).round(4).to_csv(path, index=False)
+    known = [pd.read_csv(path)] if path.exists() else []
+    if rows or known:
+        table = pd.concat([*known, pd.DataFrame(rows)]).drop_duplicates(["recipe", "seed"], keep="last")
+        table.sort_values(["recipe", "seed"]).round(4).to_csv(path, index=False)
 
 
 if __name__ == "__main__":
