@@ -111,7 +111,8 @@ def end(process: subprocess.Popen[str]) -> str:
 
 def one_process_playing_two(params: Params, root: Path) -> Trainer:
     """The same training in one process, which adds up the halves of every gradient itself."""
-    session = pretrain._Session(params, root, read_json(root / "results/stats/stats.json"), "f", root, CPU, World())
+    stats = read_json(root / "results/stats/stats.json")
+    session = pretrain._Session(params, root, stats, "f", {}, root, CPU, World())
     task = build.task(params, session._linear(refit=True))
     chips = pretrain.TrainingChips(len(session.selection.train), session._read, session.normalizer)
     trainer = Trainer(params, task, chips, validation=None, device=CPU, world=World())  # type: ignore[arg-type]
