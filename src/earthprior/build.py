@@ -16,6 +16,7 @@ from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, shifted, with_zero_terminal_snr
 from earthprior.errors import EarthPriorError, ParamsError
 from earthprior.files import read_json
+from earthprior.identity import FORMAT_VERSION
 from earthprior.networks.unet_att_d import UNetAttD
 from earthprior.networks.unet_film import UNetFiLM
 from earthprior.networks.vgg16 import weights_sha256
@@ -101,6 +102,36 @@ def task(params: Params, linear: LinearDenoiser) -> DiffusionTask:
     """The pretext task that params selects, with a freshly initialized network, on the CPU."""
     net = network(params, input_channels(params), len(params.data.bands))
     return TASKS[params.task](params, net, schedule(params), linear)
+
+
+def config(
+    params: Params,
+    fingerprint: str,
+    foreign: Mapping[str, str],
+    best_epoch: int | None,
+    linear: LinearDenoiser,
+    stats: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of config.json, from which `pretrained_task` rebuilds a network, and evaluate knows whose it is.
+
+    Args:
+        params: The whole of params.yaml.
+        fingerprint: Of the training.
+        foreign: See `foreign_files`.
+        best_epoch: That the weights are from; None where they were not trained here.
+        linear: The linear denoiser.
+        stats: The content of stats.json.
+    """
+    return {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "params": params.model_dump(mode="json"),
+        "foreign_files": dict(foreign),
+        "best_epoch": best_epoch,
+        "bands": list(params.data.bands),
+        "std": float(linear.std),
+        "data": stats["data"],
+    }
 
 
 def pretrained_task(folder: Path) -> tuple[DiffusionTask, Params]:

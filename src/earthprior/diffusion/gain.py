@@ -133,6 +133,12 @@ def level_means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return values.pivot_table(index="rho", columns="denoiser", values="value", aggfunc="mean")
 
 
+def missing_levels(reached: Iterable[float]) -> list[str]:
+    """The judged levels that are not among the ones reached: a mean over others compares with such means only."""
+    found = set(reached)
+    return [f"{rho:g}" for rho in RHOS if rho not in found]
+
+
 def gain_db(errors: pd.DataFrame) -> dict[str, float]:
     """The denoising gain of the network over the linear denoiser in dB, by level name, and its mean over levels.
 

@@ -8,6 +8,7 @@ are given.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +19,36 @@ from earthprior.diffusion.schedule import NoiseSchedule
 from earthprior.randomness import torch_generator
 
 Progress = Callable[[Any], Any]
-Sampler = Callable[[Denoiser, Tensor, NoiseSchedule, int, Sequence[torch.Generator], Progress], Tensor]
-"""(denoise, noise (N, C, H, W), schedule, steps, a generator per chip, progress) -> x0 (N, C, H, W)."""
 
 
-def dpm_solver(
-    denoise: Denoiser,
-    noise: Tensor,
-    schedule: NoiseSchedule,
-    steps: int,
-    generators: Sequence[torch.Generator],
-    progress: Progress,
-) -> Tensor:
+@dataclass(frozen=True)
+class Draw:
+    """What every sampler is given.
+
+    Attributes:
+        denoise: (xt, t) -> x0_hat.
+        noise: Where it starts, (N, C, H, W), standard normal.
+        schedule: The forward process.
+        steps: Network calls.
+        generators: One per chip, for noise on the way.
+        progress: Wraps the sequence of timesteps.
+    """
+
+    denoise: Denoiser
+    noise: Tensor
+    schedule: NoiseSchedule
+    steps: int
+    generators: Sequence[torch.Generator]
+    progress: Progress
+
+
+def dpm_solver(draw: Draw) -> Tensor:
     """DPM-Solver++ 2M with log-SNR steps. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 2."""
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
-        trained_betas=_betas(schedule),
-        num_train_timesteps=schedule.timesteps,
+        trained_betas=_betas(draw.schedule),
+        num_train_timesteps=draw.schedule.timesteps,
         prediction_type="sample",
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -43,29 +56,22 @@ def dpm_solver(
         final_sigmas_type="zero",
         thresholding=False,
     )
-    scheduler.set_timesteps(steps, device=noise.device)
+    scheduler.set_timesteps(draw.steps, device=draw.noise.device)
     # Where log-SNR is steep, two steps round to one timestep; the scheduler would begin at the second of them.
     scheduler.set_begin_index(0)
-    return _by_diffusers(scheduler, denoise, noise, progress)
+    return _by_diffusers(scheduler, draw)
 
 
-def ddim(
-    denoise: Denoiser,
-    noise: Tensor,
-    schedule: NoiseSchedule,
-    steps: int,
-    generators: Sequence[torch.Generator],
-    progress: Progress,
-) -> Tensor:
+def ddim(draw: Draw) -> Tensor:
     """Deterministic DDIM (eta 0), the last step into x0_hat itself.
 
     Our own, because that of diffusers steps by T // steps over timesteps that are T / steps apart, and so leaves noise
     in the chips where steps do not divide T. Source: Song et al. 2021, arXiv:2010.02502, Equation 12.
     """
-    timesteps = _trailing(schedule.timesteps, steps)
-    xt = noise
-    for t, later in zip(progress(timesteps), [*timesteps[1:], None], strict=True):
-        x0_hat = denoise(xt, torch.full((len(xt),), t, device=xt.device))
+    schedule, xt = draw.schedule, draw.noise
+    timesteps = _trailing(schedule.timesteps, draw.steps)
+    for t, later in zip(draw.progress(timesteps), [*timesteps[1:], None], strict=True):
+        x0_hat = draw.denoise(xt, torch.full((len(xt),), t, device=xt.device))
         if later is None:
             xt = x0_hat
         else:
@@ -74,30 +80,23 @@ def ddim(
     return xt
 
 
-def ddpm(
-    denoise: Denoiser,
-    noise: Tensor,
-    schedule: NoiseSchedule,
-    steps: int,
-    generators: Sequence[torch.Generator],
-    progress: Progress,
-) -> Tensor:
+def ddpm(draw: Draw) -> Tensor:
     """Ancestral sampling, fixed small variance. Source: Ho et al. 2020, arXiv:2006.11239, Algorithm 2."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = DDPMScheduler(
-        trained_betas=_betas(schedule),
-        num_train_timesteps=schedule.timesteps,
+        trained_betas=_betas(draw.schedule),
+        num_train_timesteps=draw.schedule.timesteps,
         prediction_type="sample",
         clip_sample=False,
         variance_type="fixed_small",
         timestep_spacing="trailing",
     )
-    scheduler.set_timesteps(steps, device=noise.device)
-    return _by_diffusers(scheduler, denoise, noise, progress, generator=list(generators))
+    scheduler.set_timesteps(draw.steps, device=draw.noise.device)
+    return _by_diffusers(scheduler, draw, generator=list(draw.generators))
 
 
-SAMPLERS: dict[str, Sampler] = {"dpm_solver": dpm_solver, "ddim": ddim, "ddpm": ddpm}
+SAMPLERS: dict[str, Callable[[Draw], Tensor]] = {"dpm_solver": dpm_solver, "ddim": ddim, "ddpm": ddpm}
 
 
 def _betas(schedule: NoiseSchedule) -> Any:
@@ -109,10 +108,10 @@ def _trailing(timesteps: int, steps: int) -> list[int]:
     return [round(timesteps - step * timesteps / steps) - 1 for step in range(steps)]
 
 
-def _by_diffusers(scheduler: Any, denoise: Denoiser, noise: Tensor, progress: Progress, **options: Any) -> Tensor:
-    xt: Tensor = noise * scheduler.init_noise_sigma
-    for t in progress(scheduler.timesteps):
-        x0_hat = denoise(xt, torch.full((len(xt),), int(t), device=xt.device))
+def _by_diffusers(scheduler: Any, draw: Draw, **options: Any) -> Tensor:
+    xt: Tensor = draw.noise * scheduler.init_noise_sigma
+    for t in draw.progress(scheduler.timesteps):
+        x0_hat = draw.denoise(xt, torch.full((len(xt),), int(t), device=xt.device))
         xt = scheduler.step(x0_hat, t, xt, return_dict=False, **options)[0]
     return xt
 
@@ -150,5 +149,5 @@ def sample(
         x0_hat = denoise(xt, t)
         return x0_hat if bounds is None else x0_hat.clamp(*bounds)
 
-    x0: Tensor = SAMPLERS[sampler](bounded, noise.to(schedule.betas.device), schedule, steps, generators, progress)
-    return x0.float()
+    start = noise.to(schedule.betas.device)
+    return SAMPLERS[sampler](Draw(bounded, start, schedule, steps, generators, progress)).float()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from earthprior import figures
-from earthprior.diffusion.gain import RHOS
+from earthprior.diffusion.gain import missing_levels
 from earthprior.evaluation.probing import REPRESENTATIONS
 from earthprior.evaluation.samples import Samples
 from earthprior.params import Params
@@ -122,7 +122,7 @@ def report(evaluated: Evaluated, paths: dict[str, Path]) -> Report:
 
 def _missing_levels(levels: pd.DataFrame) -> str:
     """Says which levels the mean lacks, because it then compares with such means only."""
-    missing = [f"{rho:g}" for rho in RHOS if not any(abs(levels["rho"] / rho - 1) < 1e-6)]
+    missing = missing_levels(levels["rho"])
     if not missing:
         return ""
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -121,6 +121,10 @@ class PerceptualParams(Section):
 
 Betas = tuple[Fraction, Fraction]
 
+BaseOptimizer: TypeAlias = Literal[
+    "adam", "adamw", "sgd", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "radam", "adabelief"
+]
+
 
 class AdamParams(Section):
     """Of the optimizers of Adam's family."""
@@ -173,9 +177,7 @@ class NAdamParams(AdamParams):
 class SAMParams(Section):
     """Of the optimizer sam, which wraps another one; that one's own section stands."""
 
-    base_optimizer: Literal[
-        "adam", "adamw", "sgd", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "radam", "adabelief"
-    ]
+    base_optimizer: BaseOptimizer
     rho: PositiveFloat
     adaptive: Bool
 

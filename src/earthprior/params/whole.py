@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ from earthprior.params.learning import (
     AdadeltaParams,
     AdagradParams,
     AdamParams,
+    BaseOptimizer,
     CosineParams,
     CosineWarmParams,
     DiffusionParams,
@@ -85,9 +86,7 @@ class Params(Section):
     warmup_epochs: NonNegativeInt
     early_stopping_epochs: PositiveInt | None
     grad_clip: PositiveFloat | None
-    optimizer: Literal[
-        "adam", "adamw", "sgd", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "radam", "adabelief", "sam"
-    ]
+    optimizer: Literal[BaseOptimizer, "sam"]
     lr_schedule: Literal["cosine", "cosinewarm", "step", "multistep", "plateau", "poly", "onecycle", "none"]
     ema_decay: Fraction
     data: DataParams
@@ -184,9 +183,7 @@ SELECTORS = {
     "task": ("diffusion",),
     "network": ("unet_film", "unet_att_d"),
     "loss_fn": ("loss_weights", "ssim", "perceptual"),
-    "optimizer": (
-        "adam", "adamw", "sgd", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "radam", "adabelief", "sam",
-    ),
+    "optimizer": (*get_args(BaseOptimizer), "sam"),
     "lr_schedule": ("cosine", "cosinewarm", "step", "multistep", "plateau", "poly", "onecycle"),
 }  # fmt: skip
 """Keys whose word selects some of several sections; the sections not selected are inactive."""

@@ -24,10 +24,10 @@ from earthprior.chips.loader import RawBatch, load_batches
 from earthprior.chips.read import ChipSpec
 from earthprior.chips.selection import linear_crops, read_stats, select, validation_batches
 from earthprior.diffusion import linear
-from earthprior.diffusion.gain import RHOS, noise_levels
+from earthprior.diffusion.gain import missing_levels, noise_levels
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import Interrupted, ParamsError, StorageError
-from earthprior.files import read_json, replacing, write_csv, write_json
+from earthprior.files import replacing, write_csv, write_json
 from earthprior.journal import Journal
 from earthprior.params import Params, active
 from earthprior.tasks.diffusion import DiffusionTask
@@ -68,7 +68,7 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
 
 
 class _Session:
-    """One process's work on a run; a class only because its parts share eight things."""
+    """One process's work on a run; a class only because its parts share nine things."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class _Session:
         place: World,
     ) -> None:
         self.params, self.root, self.fingerprint, self.folder = params, root, fingerprint, folder
-        self.foreign_files = foreign_files
+        self.stats, self.foreign_files = stats, foreign_files
         self.device, self.place = device, place
         self.selection = select(params, root, stats)
         _check_batch_size(params, len(self.selection.train), place.size)
@@ -181,16 +181,9 @@ class _Session:
             with replacing(results / name) as temporary:
                 shutil.copyfile(self.folder / name, temporary)
         write_csv(results / "history.csv", pd.DataFrame(outcome.history))
-        config = {
-            "format": identity.FORMAT_VERSION,
-            "fingerprint": self.fingerprint,
-            "params": self.params.model_dump(mode="json"),
-            "foreign_files": self.foreign_files,
-            "best_epoch": outcome.best_epoch,
-            "bands": list(self.params.data.bands),
-            "std": float(task.linear.std),
-            "data": read_json(self.root / "results/stats/stats.json")["data"],
-        }
+        config = build.config(
+            self.params, self.fingerprint, self.foreign_files, outcome.best_epoch, task.linear, self.stats
+        )
         write_json(results / "config.json", config)
         write_json(results / "mlflow_run.json", tracker.ref.to_json())
         for path in (results / "network.safetensors", self.folder / "last.safetensors"):
@@ -236,6 +229,5 @@ def _check_batch_size(params: Params, chips: int, processes: int) -> None:
 
 def _level_tags(task: DiffusionTask) -> dict[str, str]:
     """Tells runs whose schedule does not reach all judged noise levels: compare those on common levels only."""
-    reached = {level.rho for level in noise_levels(task.schedule, float(task.linear.std))}
-    missing = [f"{rho:g}" for rho in RHOS if rho not in reached]
+    missing = missing_levels(level.rho for level in noise_levels(task.schedule, float(task.linear.std)))
     return {"levels_missing": ", ".join(missing)} if missing else {}

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from earthprior import build, identity
-from earthprior.chips.selection import linear_crops, select
+from earthprior.chips.selection import linear_crops, read_stats, select
 from earthprior.diffusion import linear
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import EarthPriorError
-from earthprior.files import read_json, replacing, sha256_file, write_csv, write_json
+from earthprior.files import replacing, sha256_file, write_csv, write_json
 from earthprior.params import Params, active, load
 from earthprior.params.editing import overlay, plain, write
 from earthprior.tools.tutorial_weights import architecture, channels_of, check_keys, read_weights
@@ -50,18 +50,19 @@ def run(
             statistics.
     """
     torch.set_num_threads(params.threads)
-    stats_path = root / "results/stats/stats.json"
-    if not stats_path.is_file():
-        raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
+    stats, stats_sha256 = read_stats(root)
     weights = read_weights(checkpoint)
     found = architecture(weights, checkpoint.name)
     check_keys(weights, found, checkpoint.name)
     params = _agreed(params, root, found, time_conditioning, weights, checkpoint.name, write_params)
-    stats = read_json(stats_path)
     selection = select(params, root, stats)
     filtered = linear.fit(*linear_crops(params, selection, build.normalizer(params, stats)))
 
-    _write(weights, filtered, params, checkpoint, root)
+    config = {
+        **build.config(params, identity.fingerprint(active(params), stats_sha256), {}, None, filtered, stats),
+        "imported": {"file": checkpoint.name, "sha256": sha256_file(checkpoint)},
+    }
+    _write(weights, filtered, config, root)
     print(
         f"{checkpoint.name}: {sum(tensor.numel() for tensor in weights.values()):,} values in {len(weights)} tensors, "
         "written to results/pretrain/"
@@ -74,20 +75,9 @@ def run(
     print("next: dvc commit -f pretrain && dvc repro evaluate")
 
 
-def _write(weights: dict[str, Tensor], filtered: LinearDenoiser, params: Params, checkpoint: Path, root: Path) -> None:
+def _write(weights: dict[str, Tensor], filtered: LinearDenoiser, config: Mapping[str, Any], root: Path) -> None:
     """All outs of the stage pretrain."""
-    stats_path, results = root / "results/stats/stats.json", root / "results/pretrain"
-    config = {
-        "format": identity.FORMAT_VERSION,
-        "fingerprint": identity.fingerprint(active(params), sha256_file(stats_path)),
-        "params": params.model_dump(mode="json"),
-        "foreign_files": {},
-        "best_epoch": None,
-        "bands": list(params.data.bands),
-        "std": float(filtered.std),
-        "data": read_json(stats_path)["data"],
-        "imported": {"file": checkpoint.name, "sha256": sha256_file(checkpoint)},
-    }
+    results = root / "results/pretrain"
     # config.json says what the others are: gone first and back last, it never stands beside those of another network.
     (results / "config.json").unlink(missing_ok=True)
     with replacing(results / "network.safetensors") as temporary:
