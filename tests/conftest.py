@@ -137,6 +137,27 @@ def make_params() -> Callable[..., Params]:
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
+    """A project of a dozen chips, to be read only."""
+    root = tmp_path_factory.mktemp("tiny")
+    make_chips(root / "data", n=12, size=32)
+    return root
+
+
+@pytest.fixture
+def make_tiny(tiny_root: Path, make_params: Callable[..., Params]) -> Callable[..., Any]:
+    """A function from overrides, with double underscores for dots, to a `Tiny` training on the chips of tiny_root."""
+    # Here, because it imports torch, which most tests of files and tables do without.
+    from tiny_training import TINY, Tiny
+
+    def make(**overrides: Any) -> Tiny:
+        changed = {key.replace("__", "."): value for key, value in overrides.items()}
+        return Tiny(tiny_root, make_params({**TINY, **changed}))
+
+    return make
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real chips; tests that need it skip where it is missing."""

@@ -15,31 +15,15 @@ from torch import nn
 
 from earthprior.chips.batch import Batch
 from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
-from earthprior.params import Params
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tasks.task import Loss
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
 from earthprior.training.validate import evaluating
-from tiny_training import TINY, Judge, Log, StopAt, Tiny, bits, final_bits, resumed, train
+from tiny_training import Judge, Log, StopAt, Tiny, bits, final_bits, resumed, train
 
 STEPS = 12
 MakeTiny = Callable[..., Tiny]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
-    root = tmp_path_factory.mktemp("chips")
-    make_chips(root / "data", n=12, size=32)
-    return root
-
-
-@pytest.fixture
-def make_tiny(root: Path, make_params: Callable[..., Params]) -> MakeTiny:
-    def make(**overrides: Any) -> Tiny:
-        return Tiny(root, make_params({**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}))
-
-    return make
 
 
 @pytest.fixture

@@ -9,29 +9,13 @@ from typing import Any
 import pytest
 
 from earthprior.errors import Interrupted
-from earthprior.params import Params
 from earthprior.tasks.task import Loss
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.optim import OPTIMIZERS
 from earthprior.training.rates import LR_SCHEDULES
-from tiny_training import TINY, Judge, Log, StopAt, Tiny, bits, final_bits, judged, resumed, train
+from tiny_training import Judge, Log, StopAt, Tiny, bits, final_bits, judged, resumed, train
 
 MakeTiny = Callable[..., Tiny]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
-    root = tmp_path_factory.mktemp("chips")
-    make_chips(root / "data", n=12, size=32)
-    return root
-
-
-@pytest.fixture
-def make_tiny(root: Path, make_params: Callable[..., Params]) -> MakeTiny:
-    def make(**overrides: Any) -> Tiny:
-        return Tiny(root, make_params({**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}))
-
-    return make
 
 
 SHORT: dict[str, Any] = {
