@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from earthprior.errors import ParamsError
 from earthprior.files import read_json, sha256_file, write_json
 from earthprior.params import Params, active
 from earthprior.randomness import seed_of, torch_generator
-from earthprior.stages import pretrain
+from earthprior.training import session as sessions
 from earthprior.training.distributed import World, adding_up, world
 from earthprior.training.loop import Trainer
 from support import stats_of
@@ -109,12 +110,17 @@ def end(process: subprocess.Popen[str]) -> str:
         raise AssertionError(process.communicate()[0]) from None
 
 
+def fails(tags: Any, journal: Any) -> Any:
+    raise AssertionError("nothing is tracked here")
+
+
 def one_process_playing_two(params: Params, root: Path) -> Trainer:
     """The same training in one process, which adds up the halves of every gradient itself."""
     stats = read_json(root / "results/stats/stats.json")
-    session = pretrain._Session(params, root, stats, "f", {}, root, CPU, World())
+    run, home = sessions.Run(params, stats, {}, "f"), sessions.Home(root, root, root, root)
+    session = sessions.Session(run, home, sessions.Hooks(fails), CPU, World())
     task = build.task(params, session._linear(refit=True))
-    chips = pretrain.TrainingChips(len(session.selection.train), session._read, session.normalizer)
+    chips = sessions.TrainingChips(len(session.selection.train), session._read, session.normalizer)
     trainer = Trainer(params, task, chips, validation=None, device=CPU, world=World())  # type: ignore[arg-type]
     orders = []
     for rank in range(2):
@@ -192,10 +198,10 @@ def test_two_processes_with_two_parts_each_do_what_one_does_with_four(
 
 def test_a_batch_must_divide_into_parts_of_processes(make_params: Callable[..., Params]) -> None:
     params = make_params({"batch_size": 12, "accumulation_steps": 3})
-    pretrain._check_batch_size(params, 100, processes=4)
+    sessions._check_batch_size(params, 100, processes=4)
     message = "batch_size 12 cannot be shared out evenly to 8 processes of accumulation_steps 3; use a multiple of 24"
     with pytest.raises(ParamsError, match=message):
-        pretrain._check_batch_size(params, 100, processes=8)
+        sessions._check_batch_size(params, 100, processes=8)
 
 
 def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params: Params, tmp_path: Path) -> None:

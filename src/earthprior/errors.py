@@ -32,6 +32,10 @@ class StorageError(EarthPriorError):
     exit_code = 4
 
 
+class Pruned(EarthPriorError):
+    """A study gave this training up because others do better; nothing is wrong with it."""
+
+
 class Interrupted(EarthPriorError):
     """The process was asked to stop; the state is saved and the same command continues.
 

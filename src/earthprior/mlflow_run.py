@@ -77,6 +77,7 @@ class MlflowRun:
         pretraining: Pretraining | None,
         ref_path: Path | None,
         log_system_metrics: bool,
+        join: bool = True,
     ) -> None:
         self.ref = RunRef(store.shown, store.experiment, None)
         self._store = store
@@ -87,6 +88,7 @@ class MlflowRun:
         self._pretraining = pretraining
         self._ref_path = ref_path
         self._log_system_metrics = log_system_metrics
+        self._join = join
         self._monitor: Any = None
         self._began_ms = time.time_ns() // 1_000_000
 
@@ -172,7 +174,7 @@ class MlflowRun:
 
     def _existing(self) -> Run | None:
         """The run to go on with: the one that an attempt before made, MLFLOW_RUN_ID's, or the one to resume."""
-        joined = os.environ.get("MLFLOW_RUN_ID")
+        joined = os.environ.get("MLFLOW_RUN_ID") if self._join else None
         for run_id in dict.fromkeys([self.ref.run_id] if self.ref.run_id else [joined, self._resume_id]):
             run = self._find(run_id)
             if run is not None and EVALUATED not in run.data.tags:

@@ -127,6 +127,7 @@ def open_tracker(
     resume: RunRef | None = None,
     log_system_metrics: bool = True,
     wait_seconds: float = OPEN_SECONDS,
+    join: bool = True,
 ) -> Tracker:
     """Open the run of a training, or continue it.
 
@@ -142,6 +143,7 @@ def open_tracker(
         resume: The run to continue.
         log_system_metrics: Let MLflow sample processor, memory, disk, network and GPU use.
         wait_seconds: How long a slow store may delay the return; it is opened in the background after that.
+        join: Join MLFLOW_RUN_ID's run; a trial of a study must not, since that is the study's.
 
     Returns:
         A tracker; without MLflow it only keeps the journal. Never raises because of MLflow.
@@ -150,7 +152,7 @@ def open_tracker(
     if resume is None and ref_path is not None:
         resume = RunRef.read(ref_path)
     store = locate(root)
-    remote = MlflowRun(store, run_name, params, tags, resume, None, ref_path, log_system_metrics)
+    remote = MlflowRun(store, run_name, params, tags, resume, None, ref_path, log_system_metrics, join)
     return _started(store, remote, journal, "", wait_seconds)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def read_stats(root: Path) -> tuple[dict[str, Any], str]:
     return read_json(path), sha256_file(path)
 
 
-def select(params: Params, root: Path, stats: dict[str, Any]) -> Selection:
+def select(params: Params, root: Path, stats: Mapping[str, Any]) -> Selection:
     """The chips that the statistics were made of.
 
     Raises:

@@ -35,6 +35,9 @@ from earthprior.training.validate import Validation, evaluating
 Log = Callable[[Mapping[str, float], int, int], None]
 """log(metrics, step, epoch); never fails and never waits."""
 
+Validated = Callable[[Mapping[str, float]], None]
+"""validated(row of the history); what it raises ends the training."""
+
 
 @dataclass(frozen=True)
 class TrainingChips:
@@ -117,8 +120,22 @@ class Trainer:
         given_up = patience is not None and not begun and epoch - self.best_epoch >= patience
         return given_up or self.step >= self.total_steps
 
-    def run(self, store: CheckpointStore, log: Log, stop: StopRequest, progress: Progress) -> Outcome:
+    def run(
+        self,
+        store: CheckpointStore,
+        log: Log,
+        stop: StopRequest,
+        progress: Progress,
+        validated: Validated = lambda row: None,
+    ) -> Outcome:
         """Train to the end of the last epoch, or to where early stopping ends it.
+
+        Args:
+            store: Keeps the state.
+            log: Takes the metrics.
+            stop: Asked after every step.
+            progress: What a person sees.
+            validated: Called after each validation, in the first process.
 
         Raises:
             Interrupted: Asked to stop; the state is saved.
@@ -128,7 +145,7 @@ class Trainer:
         saved_at, pause = time.monotonic(), self.params.operation.checkpoint_every_seconds
         with closing(self.chips.read(self._order())) as raws:
             while not self.finished:
-                self._one_step(raws, log, progress)
+                self._one_step(raws, log, progress, validated)
                 asked = self.world.largest(stop.signal_number or 0, self.device)
                 due = time.monotonic() - saved_at >= pause or self._at_checkpoint()
                 if self.world.is_first and (asked or due) and not self.finished:
@@ -209,7 +226,7 @@ class Trainer:
                 first = place * self.params.batch_size + number * length
                 yield order[first : first + length].tolist()
 
-    def _one_step(self, raws: Iterator[RawBatch], log: Log, progress: Progress) -> None:
+    def _one_step(self, raws: Iterator[RawBatch], log: Log, progress: Progress, validated: Validated) -> None:
         epoch = self.step // self.steps_per_epoch + 1
         shares = [
             make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
@@ -224,7 +241,7 @@ class Trainer:
             metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
             log({**metrics, "time/chips_per_second": progress.chips_per_second}, self.step, epoch)
         if self.step % self.steps_per_epoch == 0:
-            self._end_epoch(epoch, lr, log, progress)
+            self._end_epoch(epoch, lr, log, progress, validated)
 
     def _update(self, shares: list[Share], lr: float) -> tuple[float, float]:
         """Forward, backward, optimizer and average; the loss and the gradient's norm before clipping."""
@@ -251,7 +268,7 @@ class Trainer:
         self.task.after_step(loss)
         return total, length
 
-    def _end_epoch(self, epoch: int, lr: float, log: Log, progress: Progress) -> None:
+    def _end_epoch(self, epoch: int, lr: float, log: Log, progress: Progress, validated: Validated) -> None:
         """Judge the averaged weights on the validation chips, and keep them if they are the best."""
         row = {"epoch": epoch, "step": self.step, "train_loss": self._epoch_loss / self.steps_per_epoch, "lr": lr}
         self._epoch_loss = 0.0
@@ -277,6 +294,8 @@ class Trainer:
             self.best_gain, self.best_epoch = gain, epoch
             if self.world.is_first:
                 self.best = _plain(self.average.module)
+        if self.world.is_first:
+            validated(self.history[-1])
 
     def _save(self, store: CheckpointStore, progress: Progress, last_chance: bool) -> None:
         try:
