@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter
 
-from earthprior.params import Params, parse, read_mapping
+from earthprior.params import Params, load, parse, read_mapping
 
 ROOT = Path(__file__).parents[1]
 BAND_NAMES = ("red", "green", "blue", "nir")
@@ -154,6 +155,40 @@ def make_tiny(tiny_root: Path, make_params: Callable[..., Params]) -> Callable[.
     def make(**overrides: Any) -> Tiny:
         changed = {key.replace("__", "."): value for key, value in overrides.items()}
         return Tiny(tiny_root, make_params({**TINY, **changed}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
+    """A root with a dozen labelled chips; the first test that needs statistics leaves them there."""
+    root = tmp_path_factory.mktemp("measured")
+    make_chips(root / "data", n=12, size=32, labels=True)
+    return root
+
+
+@pytest.fixture
+def make_project(
+    measured: Path, make_params: Callable[..., Params], tmp_path: Path
+) -> Callable[..., tuple[Path, Params]]:
+    """A function that makes a root after the stage stats, and its params.
+
+    `make_project(root=tmp_path / "project", **overrides)`, with double underscores for dots in the overrides.
+    """
+    from earthprior.files import write_json
+    from earthprior.stages import stats
+    from tiny_training import TINY
+
+    def make(root: Path = tmp_path / "project", **overrides: Any) -> tuple[Path, Params]:
+        params = make_params(
+            {**TINY, "threads": 1, "operation.checkpoint_every_seconds": 0}
+            | {key.replace("__", "."): value for key, value in overrides.items()}
+        )
+        if not (measured / "results").exists():
+            stats.run(params, measured)
+        shutil.copytree(measured, root)
+        write_json(root / "params.yaml", params.model_dump(mode="json"))  # JSON is YAML
+        return root, load(root / "params.yaml")
 
     return make
 

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,9 +28,9 @@ from earthprior.files import read_json, sha256_file, write_json
 from earthprior.identity import CodeHash
 from earthprior.mirror import Delivery
 from earthprior.params import Params, active, load
-from earthprior.stages import pretrain, stats
+from earthprior.stages import pretrain
+from earthprior.training import session
 from earthprior.training.distributed import World
-from tiny_training import TINY
 
 OUTS = ["config.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors"]
 EPOCHS, STEPS = 5, 20
@@ -46,28 +45,12 @@ def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
-    """A root with chips; the first test that needs statistics leaves them there."""
-    root = tmp_path_factory.mktemp("measured")
-    make_chips(root / "data", n=12, size=32)
-    return root
-
-
 @pytest.fixture
-def project(measured: Path, make_params: Callable[..., Params], tmp_path: Path) -> MakeProject:
+def project(make_project: MakeProject) -> MakeProject:
     """Makes a root after the stage stats, with its params."""
 
-    def make(root: Path = tmp_path / "project", **overrides: Any) -> tuple[Path, Params]:
-        params = make_params(
-            {**TINY, "epochs": EPOCHS, "threads": 1, "operation.checkpoint_every_seconds": 0}
-            | {key.replace("__", "."): value for key, value in overrides.items()}
-        )
-        if not (measured / "results").exists():
-            stats.run(params, measured)
-        shutil.copytree(measured, root)
-        write_json(root / "params.yaml", params.model_dump(mode="json"))  # JSON is YAML
-        return root, load(root / "params.yaml")
+    def make(*root: Path, **overrides: Any) -> tuple[Path, Params]:
+        return make_project(*root, **{"epochs": EPOCHS, **overrides})
 
     return make
 
@@ -139,7 +122,7 @@ def test_the_configuration_rebuilds_the_network(uninterrupted: Path) -> None:
     folder = uninterrupted / "results/pretrain"
     params = load(uninterrupted / "params.yaml")
     config = read_json(folder / "config.json")
-    assert config["params"] == params.model_dump(mode="json")
+    assert config["params"] == params.model_dump(mode="json", exclude={"tune"})
     assert config["format"] == identity.FORMAT_VERSION
     assert config["fingerprint"] == work_folder(uninterrupted, params).name
     assert config["bands"] == ["red", "green", "blue", "nir"]
@@ -282,7 +265,7 @@ def test_results_that_cannot_be_written_keep_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pretrain, "shutil", SimpleNamespace(copyfile=full))
+    monkeypatch.setattr(session, "shutil", SimpleNamespace(copyfile=full))
     with pytest.raises(StorageError, match=r"results/pretrain/ could not be written .*No space left") as caught:
         pretrain.run(params, root)
     assert caught.value.exit_code == 4

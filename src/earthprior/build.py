@@ -125,7 +125,7 @@ def config(
     return {
         "format": FORMAT_VERSION,
         "fingerprint": fingerprint,
-        "params": params.model_dump(mode="json"),
+        "params": params.model_dump(mode="json", exclude={"tune"}),
         "foreign_files": dict(foreign),
         "best_epoch": best_epoch,
         "bands": list(params.data.bands),

@@ -5,11 +5,13 @@ nearest known one. ruamel.yaml is used because DVC itself reads and writes the f
 that DVC writes for a string.
 """
 
+from earthprior.params.acting import active, evaluation, flatten, known_keys, unchecked
 from earthprior.params.chips import AS_THEY_ARE, CLIP_PERCENTS, AugmentationParams, DataParams, NormalizationParams
 from earthprior.params.kinds import Section
 from earthprior.params.learning import DiffusionParams
 from earthprior.params.reading import load, parse, read_mapping
-from earthprior.params.whole import SELECTORS, EvaluateParams, Params, active, evaluation, flatten, known_keys
+from earthprior.params.search import TuneParams
+from earthprior.params.whole import SELECTORS, EvaluateParams, Params, fields
 
 __all__ = [
     "AS_THEY_ARE",
@@ -22,11 +24,14 @@ __all__ = [
     "NormalizationParams",
     "Params",
     "Section",
+    "TuneParams",
     "active",
     "evaluation",
+    "fields",
     "flatten",
     "known_keys",
     "load",
     "parse",
     "read_mapping",
+    "unchecked",
 ]

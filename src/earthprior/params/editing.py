@@ -70,7 +70,15 @@ def plain(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {plain(item)}' for key, item in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value` as `dvc exp run -S` takes it, exact to the last digit."""
+    if isinstance(value, Mapping) and set(value) == {"low", "high"}:
+        # DVC cannot put a mapping over a list; params.yaml takes a range as text, too.
+        return f"{key}={plain(value['low'])}..{plain(value['high'])}"
+    return f"{key}={plain(value)}"
 
 
 def _yaml() -> YAML:

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from earthprior.errors import ParamsError
-from earthprior.params.whole import Params, known_keys
+from earthprior.params.whole import Params, fields
 
 
 def load(path: Path) -> Params:
@@ -62,23 +62,24 @@ def parse(content: Mapping[str, Any], source: str) -> Params:
     try:
         return Params.model_validate(dict(content))
     except ValidationError as error:
-        faults = [_describe(fault, source) for fault in error.errors()]
+        faults = [line for fault in error.errors() for line in _describe(fault, source).splitlines()]
     raise ParamsError("\n".join([f"{source} has {len(faults)} fault{'s' * (len(faults) > 1)}:", *faults]))
 
 
 def _describe(fault: Any, source: str) -> str:
     """One line for one pydantic fault: dotted key, value, what is allowed, nearest known key."""
-    location = [str(part) for part in fault["loc"] if part not in ("tuple[float, float]",)]
+    # Without what pydantic calls the kinds of value that a key may have.
+    location = [str(part) for part in fault["loc"] if part not in ("tuple[float, float]", "range", "choice")]
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
         # First a key that is merely in the wrong section, then one that is misspelt.
-        near = [known for known in known_keys() if known.split(".")[-1] == location[-1]][:1]
-        near = near or difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
+        near = [known for known in fields() if known.split(".")[-1] == location[-1]][:1]
+        near = near or difflib.get_close_matches(key, list(fields()), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "remove it"
         return f"  {key}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"  {key}: missing; add it (git checkout {source} restores the default)"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping | BaseModel):
-        return f"  {key}: {message}" if key else f"  {message}"
+        return f"  {key}: {message}" if key else "\n".join(f"  {line}" for line in message.splitlines())
     return f"  {key}: {fault['input']!r} is not allowed; {message}"

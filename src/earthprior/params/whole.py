@@ -1,12 +1,14 @@
-"""The whole of params.yaml, and which part of it a run depends on."""
+"""The whole of params.yaml."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
+from earthprior.params import search
 from earthprior.params.chips import AugmentationParams, DataParams, NormalizationParams
 from earthprior.params.kinds import (
     Bool,
@@ -41,6 +43,7 @@ from earthprior.params.learning import (
     UNetAttDParams,
     UNetFilmParams,
 )
+from earthprior.params.search import TuneParams
 
 
 class EvaluateParams(Section):
@@ -65,6 +68,16 @@ class OperationParams(Section):
     checkpoint_interval: PositiveInt | None
     checkpoint_every_seconds: NonNegativeFloat
     log_every_steps: PositiveInt
+
+
+SELECTORS = {
+    "task": ("diffusion",),
+    "network": ("unet_film", "unet_att_d"),
+    "loss_fn": ("loss_weights", "ssim", "perceptual"),
+    "optimizer": (*get_args(BaseOptimizer), "sam"),
+    "lr_schedule": ("cosine", "cosinewarm", "step", "multistep", "plateau", "poly", "onecycle"),
+}  # fmt: skip
+"""Keys whose word selects some of several sections; the sections not selected are inactive."""
 
 
 class Params(Section):
@@ -118,6 +131,7 @@ class Params(Section):
     onecycle: OneCycleParams
     evaluate: EvaluateParams
     operation: OperationParams
+    tune: TuneParams | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Params:
@@ -132,13 +146,15 @@ class Params(Section):
                 "use an accumulation_steps that divides it"
             )
         faults += self._diffusion_faults() + self._rate_faults()
+        if self.tune is not None:
+            faults += search.faults(self.tune, fields(), SELECTORS)
         if self.loss_fn == "perceptual" and self.perceptual.weights is None:
             faults.append(
                 "loss_fn perceptual needs VGG16 weights; give their path or URL in perceptual.weights (torchvision's "
                 "vgg16-397923af.pth, or the same tensors as .safetensors)"
             )
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     def _diffusion_faults(self) -> list[str]:
@@ -179,76 +195,17 @@ class Params(Section):
         return []
 
 
-SELECTORS = {
-    "task": ("diffusion",),
-    "network": ("unet_film", "unet_att_d"),
-    "loss_fn": ("loss_weights", "ssim", "perceptual"),
-    "optimizer": (*get_args(BaseOptimizer), "sam"),
-    "lr_schedule": ("cosine", "cosinewarm", "step", "multistep", "plateau", "poly", "onecycle"),
-}  # fmt: skip
-"""Keys whose word selects some of several sections; the sections not selected are inactive."""
-
-
-def _selected(params: Params) -> set[str]:
-    """The sections that the selectors chose: the one of the word's own name, and what that one rests on."""
-    chosen = {getattr(params, selector) for selector in SELECTORS}
-    if params.loss_fn == "hybrid_light":
-        chosen |= {"loss_weights", "ssim"}
-    if params.optimizer == "sam":
-        chosen.add(params.sam.base_optimizer)
-    return chosen
-
-
-def _without_effect(params: Params) -> Iterator[str]:
-    """Dotted keys of active sections that the other choices leave without effect."""
-    diffusion = params.diffusion
-    if diffusion.precondition != "none" and diffusion.weighting == "linear":
-        # The network then says the linear denoiser's residual, in units of its own size, whatever the objective.
-        yield "objective"
-    if diffusion.noise_schedule == "cosine":
-        yield from ("diffusion.beta_start", "diffusion.beta_end", "diffusion.scale_betas")
-    if diffusion.weighting not in ("min_snr", "soft_min_snr"):
-        yield "diffusion.min_snr_gamma"
-    if params.lr_schedule == "onecycle":
-        yield "warmup_epochs"
-    if not params.normalization.apply_normalization:
-        # What is left of it chooses the neutral value.
-        yield from ("normalization.normal_strategy", "normalization.clip_percent", "normalization.clip_val")
-
-
-def active(params: Params) -> dict[str, Any]:
-    """The parameters that can change the weights, flat under their dotted keys, in the file's order.
-
-    Sections that no selector chose, `evaluate` and `operation` are left out: this is what a run's fingerprint is made
-    of and, with `evaluate` beside it, what MLflow shows.
-    """
-    inactive = {"evaluate", "operation"} | {name for names in SELECTORS.values() for name in names}
-    inactive -= _selected(params)
-    tree = {key: value for key, value in params.model_dump(mode="json").items() if key not in inactive}
-    without_effect = set(_without_effect(params))
-    return {key: value for key, value in flatten(tree) if key not in without_effect}
-
-
-def evaluation(params: Params) -> dict[str, Any]:
-    """The parameters that only the evaluate stage reads, flat under their dotted keys."""
-    return dict(flatten({"evaluate": params.evaluate.model_dump(mode="json")}))
-
-
-def known_keys() -> Iterator[str]:
-    """Every dotted key that params.yaml may hold."""
-    for name, field in Params.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from (f"{name}.{inner}" for inner in field.annotation.model_fields)
+def fields() -> dict[str, Any]:
+    """The type of every dotted key that params.yaml may hold, with its limits."""
+    found: dict[str, Any] = {}
+    sections = {**{name: field.annotation for name, field in Params.model_fields.items()}, "tune": TuneParams}
+    for name, kind in sections.items():
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= {f"{name}.{inner}": _type(field) for inner, field in kind.model_fields.items()}
         else:
-            yield name
+            found[name] = _type(Params.model_fields[name])
+    return found
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a part of params.yaml under their dotted keys; a value that is a mapping itself stays whole."""
-    known = set(known_keys())
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and dotted not in known:
-            yield from flatten(value, f"{dotted}.")
-        else:
-            yield dotted, value
+def _type(field: FieldInfo) -> Any:
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
