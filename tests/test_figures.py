@@ -117,7 +117,9 @@ def test_samples_stand_alone_where_no_real_pixel_is_valid() -> None:
 def test_denoising_panels_share_the_clean_chips_stretch_and_one_error_scale() -> None:
     (clean,), (valid,) = chips(1)
     valid[:2] = False
-    panel = figures.Panel("rho 1\na.tif", clean, clean + 900.0, clean + 300.0, clean + 150.0, valid)
+    panel = figures.Panel(
+        "rho 1\na.tif", clean, clean + 900.0, {"linear": clean + 300.0, "network": clean + 150.0}, valid
+    )
     figure = figures.denoising_figure([panel], BANDS)
     row = [axes.images[0] for axes in figure.axes]
     assert len(row) == 6
@@ -126,6 +128,29 @@ def test_denoising_panels_share_the_clean_chips_stretch_and_one_error_scale() ->
     assert row[4].get_clim() == row[5].get_clim()
     linear, network = (np.ma.mean(row[place].get_array()) for place in (4, 5))
     assert linear == pytest.approx(2 * network)
+
+
+def test_errors_of_many_denoisers_stand_below_them_under_one_scale() -> None:
+    (clean,), (valid,) = chips(1)
+    names = ["linear filter", "A a_run_whose_name_is_longer_than_its_column", "B $1$"]
+    first = dict(zip(names, (clean + 300.0, clean + 100.0, clean + 200.0), strict=True))
+    panels = [
+        figures.Panel("rho 1", clean, clean + 900.0, first, valid),
+        figures.Panel("rho 5", clean, clean + 900.0, {**first, names[2]: None}, valid),
+    ]
+    figure = figures.denoising_figure(panels, BANDS)
+    images = [axes.images[0] if axes.images else None for axes in figure.axes]
+    assert [image is not None for image in images] == [True] * 5 + [False] * 2 + [True] * 7 + [False] * 3 + [
+        True
+    ] * 2 + [False]
+    linear, first_run, second_run = images[7:10]
+    assert linear.get_clim() == first_run.get_clim() == second_run.get_clim()
+    assert np.ma.mean(linear.get_array()) == pytest.approx(3 * np.ma.mean(first_run.get_array()))
+    shown = text_of(figure)
+    assert shown.count("level not\nreached") == 1
+    assert figure.get_figwidth() < 10.7
+    assert "B \\$1\\$" in shown
+    figure.canvas.draw()
 
 
 def test_power_of_white_noise_is_its_variance_at_every_frequency() -> None:
@@ -164,6 +189,44 @@ def test_curves_show_what_there_is() -> None:
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "loss": [2.0, 1.5], "gain_db/mean": [-1, 0.5]})
     assert "not recorded" in text_of(figures.history_figure(history))
     assert "not recorded" not in text_of(figures.history_figure(history.assign(lr=1e-3)))
+
+
+def curves(epochs: int, low: float = 0.0) -> figures.RunCurves:
+    steps = 10 * np.arange(1, epochs + 1)
+    history = pd.DataFrame({"step": steps, "chips": 8 * steps, "gain": low + 0.1 * np.arange(epochs), "lr": 1e-3})
+    return figures.RunCurves(f"run of $\\epochs$ {epochs}", history, epochs - 1, {0.1: 0.2, 5.0: low})
+
+
+def test_up_to_eight_runs_lie_over_each_other_and_can_be_told_apart() -> None:
+    nothing = figures.RunCurves("empty", pd.DataFrame(), None, {})
+    runs = [*(curves(epochs) for epochs in (1, 2, 3, 40, 400, 5, 6)), nothing]
+    figure = figures.comparison_figure(runs)
+    steps, chips_seen, levels, rate = figure.axes
+    assert len(levels.lines) == 8 + 1
+    assert [len(axes.lines) for axes in (steps, chips_seen, rate)] == [2 * 7 + 1, 2 * 7 + 1, 7]
+    assert np.array_equal(chips_seen.lines[4].get_xdata(), [80, 160, 240])
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in levels.lines[:8]}
+    assert len({colour for colour, _, _ in looks}) == len({marker for _, _, marker in looks}) == 8
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 8
+    figure.canvas.draw()
+    # Curves cannot lie under a legend that stands above all axes.
+    top = max(axes.get_tightbbox().y1 for axes in figure.axes)
+    assert legend.get_window_extent().y0 >= top
+
+
+def test_a_run_far_below_does_not_press_the_others_flat() -> None:
+    figure = figures.comparison_figure([curves(3), curves(40, low=-30.0)])
+    figure.canvas.draw()
+    gain = figure.axes[0]
+    heights = gain.transAxes.inverted().transform(gain.transData.transform([(0, -30.0), (0, 0.0), (0, 0.2)]))[:, 1]
+    assert 0 < heights[0] < heights[1] < 1
+    assert heights[2] - heights[1] > 0.03
+    assert "logarithmic" in text_of(figure)
+    near = figures.comparison_figure([curves(3), curves(3, low=-1.0)])
+    assert near.axes[0].get_yscale() == "linear"
+    assert "logarithmic" not in text_of(near)
+    figures.comparison_figure([figures.RunCurves("none", pd.DataFrame(), None, {})] * 2).canvas.draw()
 
 
 def test_png_is_written_whole_and_the_same_each_time(tmp_path: Path) -> None:

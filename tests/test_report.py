@@ -64,6 +64,13 @@ def test_the_page_loads_nothing_from_anywhere(page: report.Report) -> None:
     assert not re.search(r"url\(|@import|https?:", html)
 
 
+def test_a_page_of_no_single_run_has_no_verdict_numbers_or_identity() -> None:
+    html = report.render(report.Report("Runs", "of today", sections=[report.Section("Curves", ["None."])]))
+    assert "Curves" in html
+    assert not re.search(r'class="(verdict|numbers|identity)', html)
+    assert "This run" not in html
+
+
 def test_pictures_are_as_wide_as_their_inches(page: report.Report) -> None:
     assert page.sections[0].pictures[0].width_px == 2 * 96
 
@@ -114,6 +121,7 @@ def test_the_probe_says_who_won_and_how_many_were_skipped() -> None:
 
 
 def test_missing_numbers_are_dashes() -> None:
+    assert [report.signed(value) for value in (None, -0.004, -10.004, 0.1)] == ["-", "+0.00", "-10.00", "+0.10"]
     row = {"rho": 0.5, "t": 12, "gain_db": 0.25}
     for metric in ("eps_mse", "psnr", "ssim"):
         row |= {f"{metric}_{name}": float("nan") for name in ("network", "linear", "mean")}

@@ -1,4 +1,4 @@
-"""The evaluation as one HTML file: no network, no scripts, pictures inside, every text escaped by the template."""
+"""A page of results as one HTML file: no network, no scripts, pictures inside, every text escaped by the template."""
 
 from __future__ import annotations
 
@@ -45,21 +45,23 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column names; the first column is left-aligned."""
+    """Rows of text under column names; the first column is left-aligned, all are where the cells are `words`."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in this order."""
+    """A heading and what stands under it, in this order; `commands`, lines for a shell, follow the paragraphs."""
 
     title: str
     paragraphs: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+    commands: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,22 @@ class Report:
     Args:
         title: What was judged.
         subtitle: On which chips.
-        verdict: The result in a sentence.
+        verdict: The result in a sentence; none where it is empty.
         below: Whether that result is below the linear filter.
-        numbers: The headline numbers.
+        numbers: The headline numbers; may be none.
         sections: In reading order.
-        identity: What the run is made of, as (name, value).
+        identity: What the run is made of, as (name, value); empty where the page is of no single run.
+        identity_title: Its heading.
     """
 
     title: str
     subtitle: str
-    verdict: str
-    below: bool
-    numbers: Sequence[Number]
-    sections: Sequence[Section]
+    verdict: str = ""
+    below: bool = False
+    numbers: Sequence[Number] = ()
+    sections: Sequence[Section] = ()
     identity: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    identity_title: str = "This run"
 
 
 def render(report: Report) -> str:
@@ -206,5 +210,5 @@ def number(value: Any, pattern: str) -> str:
 
 
 def signed(value: Any) -> str:
-    """A gain with its sign."""
-    return number(value, "+.2f")
+    """A gain with its sign; one that rounds to nothing is not called negative."""
+    return number(value, "+.2f").replace("-0.00", "+0.00")

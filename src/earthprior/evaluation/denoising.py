@@ -26,6 +26,7 @@ from earthprior.diffusion.gain import (
 )
 from earthprior.diffusion.schedule import NoiseSchedule, q_sample
 from earthprior.figures import Panel
+from earthprior.figures.imagery import Array
 from earthprior.tasks.diffusion import DiffusionTask
 
 DENOISERS = ("network", "linear", "mean")
@@ -123,32 +124,47 @@ def _decibel(ratio: pd.Series) -> pd.Series:
 
 
 @torch.no_grad()
-def panels(task: DiffusionTask, batch: Batch, chips: Sequence[str]) -> list[Panel]:
-    """Each chip of the batch at a low, a middle and a high noise level, in physical units."""
-    levels = [level for level in noise_levels(task.schedule, float(task.linear.std)) if level.rho in PANEL_RHOS]
+def panels(task: DiffusionTask, batch: Batch, chips: Sequence[str], rhos: Sequence[float] = PANEL_RHOS) -> list[Panel]:
+    """Each chip of the batch at a low, a middle and a high noise level (or at others), in physical units."""
+    levels = [level for level in noise_levels(task.schedule, float(task.linear.std)) if level.rho in rhos]
     return [panel for index, chip in enumerate(chips) for panel in _panels_of(task, batch, index, chip, levels)]
 
 
 def _panels_of(task: DiffusionTask, batch: Batch, index: int, chip: str, levels: Sequence[NoiseLevel]) -> list[Panel]:
     one = batch[index : index + 1]
-
-    def physical(x: Tensor) -> Any:
-        return denormalize(x.float(), one.affine)[0].cpu().numpy()
-
+    clean, valid = denormalize(one.x0, one.affine)[0].cpu().numpy(), one.valid[0, 0].cpu().numpy()
     found = []
     for level in levels:
-        t = torch.full((1,), level.t, device=one.x0.device)
-        eps = fixed_noise(chip, level.rho, one.x0.shape[1:])[None].to(one.x0.device)
-        xt = q_sample(one.x0, eps, t, task.schedule)
-        found.append(
-            Panel(
-                title=f"rho {level.rho:g}\n{PurePosixPath(chip).stem[-24:]}",
-                clean=physical(one.x0),
-                # Over alpha, so that the chip under the noise keeps its own brightness.
-                noisy=physical(xt / task.schedule.at("alpha", t)),
-                linear=physical(linear_denoiser(task.linear, task.schedule)(xt, t)),
-                network=physical(task.denoiser(one)(xt, t)),
-                valid=one.valid[0, 0].cpu().numpy(),
-            )
-        )
+        noisy, linear, network = denoised(task, one, level, fixed_noise(chip, level.rho, one.x0.shape[1:]))
+        found.append(Panel(panel_title(level.rho, chip), clean, noisy, {"linear": linear, "network": network}, valid))
     return found
+
+
+def panel_title(rho: float, chip: str) -> str:
+    """A noise level and a chip's name, as a panel shows them."""
+    return f"rho {rho:g}\n{PurePosixPath(chip).stem[-24:]}"
+
+
+@torch.no_grad()
+def denoised(task: DiffusionTask, one: Batch, level: NoiseLevel, eps: Tensor) -> tuple[Array, Array, Array]:
+    """A chip with noise, the linear filter's estimate of it and the network's, each (C, H, W) in physical units.
+
+    Args:
+        task: The trained task, in evaluation mode.
+        one: A batch of one chip.
+        level: The noise level, of this task's schedule.
+        eps: Standard normal noise (C, H, W).
+    """
+    t = torch.full((1,), level.t, device=one.x0.device)
+    xt = q_sample(one.x0, eps[None].to(one.x0.device), t, task.schedule)
+
+    def physical(x: Tensor) -> Array:
+        array: Array = denormalize(x.float(), one.affine)[0].cpu().numpy()
+        return array
+
+    # Over alpha, so that the chip under the noise keeps its own brightness.
+    return (
+        physical(xt / task.schedule.at("alpha", t)),
+        physical(linear_denoiser(task.linear, task.schedule)(xt, t)),
+        physical(task.denoiser(one)(xt, t)),
+    )

@@ -3,7 +3,7 @@
 Functions take arrays and tables and return a `Figure`; `save_png` writes it.
 """
 
-from earthprior.figures.curves import gain_figure, history_figure, levels_figure
+from earthprior.figures.curves import RunCurves, comparison_figure, gain_figure, history_figure, levels_figure
 from earthprior.figures.denoising import Panel, denoising_figure
 from earthprior.figures.distributions import histogram_figure, ndvi_figure, spectrum_figure
 from earthprior.figures.imagery import Stretch, chips_figure, sample_figure
@@ -11,8 +11,10 @@ from earthprior.figures.style import save_png
 
 __all__ = [
     "Panel",
+    "RunCurves",
     "Stretch",
     "chips_figure",
+    "comparison_figure",
     "denoising_figure",
     "gain_figure",
     "histogram_figure",

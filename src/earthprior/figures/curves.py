@@ -1,21 +1,69 @@
-"""Curves: training over epochs, and denoisers over noise levels."""
+"""Curves: training over epochs, denoisers over noise levels, and several runs over each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from earthprior.figures.style import INK, LINEAR, MEAN, NETWORK, QUIET, axes_grid, legend_above, new_figure, styled
+from earthprior.figures.style import (
+    INK,
+    LINEAR,
+    MEAN,
+    NETWORK,
+    QUIET,
+    axes_grid,
+    legend_above,
+    new_figure,
+    plain,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLOURS = {"network": NETWORK, "linear": LINEAR, "mean": MEAN}
 LABELS = {"network": "network", "linear": "linear (Wiener) filter", "mean": "training mean"}
+
+RUN_STYLES = (
+    (NETWORK, "-", "o"),
+    ("#cc3311", "--", "s"),
+    ("#009988", "-.", "^"),
+    ("#22262b", ":", "D"),
+    ("#ee3377", "-", "v"),
+    ("#33bbee", "--", "P"),
+    ("#7a6a00", "-.", "X"),
+    ("#7b3fa0", ":", "*"),
+)
+"""Colour, line and marker of each of several runs, told apart without colour, too; none has the linear filter's.
+
+Source: most colours are Paul Tol's "vibrant", https://personal.sron.nl/~pault/.
+"""
+
+_LINEAR_DB = 3.0
+_MARKERS = 12
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What is drawn of one of several runs.
+
+    Args:
+        title: Its name in the legend, plain text.
+        history: One row an epoch; of the columns step, chips (seen), gain (dB) and lr those that exist are drawn.
+        best: Row of the epoch that was kept, or None.
+        levels: Gain in dB by noise-to-signal ratio, at that epoch; may be empty.
+    """
+
+    title: str
+    history: pd.DataFrame
+    best: int | None
+    levels: Mapping[float, float]
 
 
 def history_figure(history: pd.DataFrame) -> Figure:
@@ -100,6 +148,56 @@ def levels_figure(levels: pd.DataFrame) -> Figure:
         if cells[0].lines:
             cells[0].legend()
     return figure
+
+
+def comparison_figure(runs: Sequence[RunCurves]) -> Figure:
+    """Gain over steps and over chips seen, gain per noise level, and learning rate, of up to eight runs."""
+    with styled():
+        figure = new_figure(10.4, 6.0 + 0.18 * -(-len(runs) // 2))
+        (steps, chips), (levels, rate) = axes_grid(figure, 2, 2, gridspec_kw={"hspace": 0.06})
+        for run, (colour, line, marker) in zip(runs, RUN_STYLES, strict=False):
+            look: dict[str, Any] = {"color": colour, "ls": line, "marker": marker}
+            every = max(1, len(run.history) // _MARKERS)
+            for axes, x, y in ((steps, "step", "gain"), (chips, "chips", "gain"), (rate, "step", "lr")):
+                if {x, y} <= set(run.history):
+                    axes.plot(run.history[x], run.history[y], markevery=every, **look)
+                    if run.best is not None and y == "gain":
+                        kept = run.history.iloc[run.best]
+                        axes.plot(kept[x], kept[y], marker="o", ms=10, mfc="none", mec=colour, mew=1.4, zorder=4)
+            rhos = sorted(run.levels)
+            levels.plot(rhos, [run.levels[rho] for rho in rhos], label=_entry(run.title), **look)
+        for axes, title, x in (
+            (steps, "Validation gain over the linear filter, dB", "optimizer steps"),
+            (chips, "The same, over chips seen", "chips seen (steps x batch_size)"),
+            (rate, "Learning rate", "optimizer steps"),
+        ):
+            axes.set_title(title)
+            axes.set_xlabel(x)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.set_xlim(left=0)
+        levels.set_title("Gain per noise level at the best epoch, dB")
+        _rho_axis(levels, sorted({rho for run in runs for rho in run.levels}))
+        rate.set_ylim(bottom=0)
+        for axes in (steps, chips, levels):
+            _gain_axis(axes)
+        figure.legend(loc="outside upper left", ncols=2, handlelength=3.5)
+    return figure
+
+
+def _entry(title: str) -> str:
+    return plain(textwrap.shorten(title, 70, placeholder=" ..."))
+
+
+def _gain_axis(axes: Axes) -> None:
+    """Linear, or where a curve lies far below the linear filter logarithmic there: it would press all others flat."""
+    if axes.dataLim.y0 < -_LINEAR_DB:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.yaxis.set_major_locator(FixedLocator([-50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylabel("dB, logarithmic beyond 1")
+    _zero_line(axes)
 
 
 def _rho_axis(axes: Axes, levels: Sequence[float]) -> None:
