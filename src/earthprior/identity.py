@@ -15,7 +15,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 CLOCK_SECONDS = 60.0
 
 TRAINING = "stages/pretrain.py"
+STAGES = ("stages/stats.py", TRAINING, "stages/evaluate.py")
 # What training imports although it cannot change a weight: it records, names and shows.
 WITHOUT_EFFECT_ON_WEIGHTS = (
     "__init__.py",
@@ -44,6 +45,8 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "journal.py",
     "mirror.py",
     "mlflow_run.py",
+    "naming.py",
+    "pictures.py",
     "tracking.py",
     "tracking_store.py",
     "training/progress.py",
@@ -104,17 +107,18 @@ def dvc_experiment() -> str | None:
     return os.environ.get("DVC_EXP_NAME") or None
 
 
-def code_hash(package: Path | None = None) -> CodeHash:
+def code_hash(package: Path | None = None, entries: Sequence[str] = (TRAINING,)) -> CodeHash:
     """Hash the modules that training comes to import, except those in WITHOUT_EFFECT_ON_WEIGHTS.
 
     What `stats` computes needs no hash of its code: it enters the fingerprint by stats.json itself.
 
     Args:
         package: The package's folder; this package by default.
+        entries: The modules to start from.
     """
     package = package or Path(__file__).parent
     found: set[str] = set()
-    waiting = [TRAINING]
+    waiting = list(entries)
     while waiting:
         name = waiting.pop()
         if name not in found and name not in WITHOUT_EFFECT_ON_WEIGHTS:
@@ -180,6 +184,18 @@ def environment() -> dict[str, Any]:
             facts["gpu"] = torch.cuda.get_device_name(0)
             facts["cuda"] = torch.version.cuda
     return facts
+
+
+def recorded_environment(setting: Mapping[str, str]) -> dict[str, Any]:
+    """The content of environment.json: all that a run's bits depend on beside its params and its chips.
+
+    Args:
+        setting: What changes how numbers round: device, precision, number of processes.
+
+    Returns:
+        `environment()`, with `setting` and, as `code`, the SHA-256 of each file that a stage runs.
+    """
+    return {**environment(), "setting": dict(setting), "code": dict(code_hash(entries=STAGES).files)}
 
 
 def identity_tags(root: Path, fingerprint: str, code: CodeHash | None = None) -> dict[str, str]:
