@@ -7,6 +7,7 @@ choices under which the key is meant to act; the same look is first taken withou
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -14,7 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -25,6 +28,10 @@ from earthprior.evaluation import probing, samples
 from earthprior.networks.vgg16 import SHAPES
 from earthprior.params import Params, known_keys
 from earthprior.stages import pretrain, stats
+from earthprior.tools import tune
+from earthprior.training.stop import StopRequest
+from earthprior.tuning.space import suggest
+from earthprior.tuning.trial import Context
 from tiny_training import TINY, Log, Tiny, bits, train
 
 Look = Callable[["Project", Params], Any]
@@ -141,6 +148,36 @@ def probed(project: Project, params: Params) -> Any:
     return repr(found)
 
 
+def study(project: Project, params: Params) -> Any:
+    """What a search does, with a curve instead of a training."""
+
+    def curve(trial: optuna.Trial, context: Context, stop: Any) -> tuple[float, ...]:
+        values = suggest(trial, context.params, context.tune)
+        trial.set_user_attr("settings", {**context.settings, **values})
+        end = -abs(values["lr"] - 0.01)
+        if len(trial.study.directions) == 1:
+            for epoch in range(1, 4):
+                trial.report(end * epoch, epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+        return (end,) * len(trial.study.directions)
+
+    (project.scratch / "data").symlink_to(project.root / "data")
+    (project.scratch / "params.yaml").write_text(json.dumps(params.model_dump(mode="json")))
+    stats.run(params, project.scratch)
+    with (
+        patch("earthprior.tuning.worker.run_trial", curve),
+        patch("earthprior.tracking.import_mlflow", lambda: False),
+        patch("earthprior.tools.tune._Search._report", lambda self: self.place.folder / "report.html"),
+    ):
+        search = tune._Search(params, tune.space.searched(params), project.scratch)
+        search.coordinate(1, params.tune.trials if params.tune else 0, StopRequest())
+    trials = [(trial.state.name, trial.params, trial.values, trial.user_attrs) for trial in search.study.trials]
+    for _, _, _, attributes in trials:
+        attributes.pop("worker", None)
+    return search.place.name, search.place.storage, search.study.user_attrs["metrics"], trials
+
+
 @dataclass(frozen=True)
 class Case:
     """A change and where it is seen."""
@@ -161,6 +198,10 @@ PLAIN = {"diffusion__precondition": "none", "diffusion__weighting": "uniform"}
 SKIP = {"data.on_bad_chip": "skip", "data.max_bad_fraction": 0.5}
 LONG = {"epochs": 6, "warmup_epochs": 1}
 MIN_MAX = {"normalization.normal_strategy": "min_max", "normalization.stat_procedure": "lab"}
+
+FEW = {"tune__trials": 8, "tune__startup_trials": 2, "tune__space": {"lr": {"low": 0.001, "high": 0.02}},
+  "tune__study": "mine", "tune__pruning_warmup_epochs": 0}  # fmt: skip
+SEARCH = given(study, **FEW)
 
 CASES: dict[str, Case] = {
     "seed": Case(1),
@@ -295,6 +336,17 @@ CASES: dict[str, Case] = {
     "operation.checkpoint_interval": Case(1, look=checkpoints),
     "operation.checkpoint_every_seconds": Case(0, look=checkpoints),
     "operation.log_every_steps": Case(1, look=points),
+    "tune.study": SEARCH("other"),
+    "tune.storage": SEARCH("elsewhere.log"),
+    "tune.trials": SEARCH(3),
+    "tune.metric": given(study, **FEW, tune__pruner="none")("both"),
+    "tune.sampler": SEARCH("random"),
+    "tune.sampler_seed": SEARCH(1),
+    "tune.startup_trials": SEARCH(20),
+    "tune.pruner": SEARCH("none"),
+    "tune.pruning_warmup_epochs": SEARCH(3),
+    "tune.epochs": SEARCH(5),
+    "tune.space": SEARCH({"lr": {"low": 0.02, "high": 0.03}}),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ def probe(
     judged: Sequence[ChipRow],
     normalizer: Normalizer,
     device: torch.device,
+    names: Collection[str] = tuple(REPRESENTATIONS),
 ) -> ProbeResult:
     """Compare the representations on `evaluate.label_column`, or say why not.
 
@@ -64,6 +65,7 @@ def probe(
         judged: The rows that are judged on.
         normalizer: Of the run.
         device: Where features are computed.
+        names: Of the representations to compare; "network" among them.
     """
     column = params.evaluate.label_column
     cells = [row.values.get(column) for row in [*selection.train, *judged]]
@@ -86,7 +88,7 @@ def probe(
     classes, reason = choose_classes(fit.labels, _declared_nodata(selection, fit.rows, column))
     if reason:
         return ProbeResult(reason=f"{reason} (column {column!r})")
-    representations = _representations(params, task, device)
+    representations = {name: found for name, found in _representations(params, task, device).items() if name in names}
 
     def pixels(chips: _Labelled) -> Any:
         batches = _batches(params, selection, chips, normalizer, device)

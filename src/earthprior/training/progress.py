@@ -45,7 +45,7 @@ class Progress:
         if self._bar.disable and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
-            self.note(f"step {step:,}/{self._total:,}, {text}, {_duration(left)} left")
+            self.note(f"step {step:,}/{self._total:,}, {text}, {duration(left)} left")
 
     def epoch(self, epoch: int, train_loss: float, judged: Mapping[str, float]) -> None:
         """An epoch was judged."""
@@ -64,7 +64,8 @@ class Progress:
         self._bar.close()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For the eye: 3 min 07 s, 2 h 05 min."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

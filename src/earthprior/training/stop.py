@@ -15,7 +15,8 @@ from types import FrameType
 ONE_REQUEST_SECONDS = 1.0
 
 # Who starts us and may die without telling; a shell may, too, but then (nohup) the run is meant to go on.
-STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
+TUNE_JOB = "EARTHPRIOR_TUNE_JOB"
+STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID", TUNE_JOB)
 
 
 class StopRequest:
@@ -60,6 +61,6 @@ def continue_command(processes: int) -> str:
         return "the same dvc exp run"
     if "DVC_STAGE" in os.environ:
         return "dvc repro"
-    program = "python" if processes == 1 else f"torchrun --nproc-per-node={processes}"
-    arguments = sys.argv[1:] if "pretrain" in sys.argv else ["pretrain"]
-    return f"{program} -m earthprior {shlex.join(arguments)}"
+    program = "python -m" if processes == 1 else f"torchrun --nproc-per-node={processes} -m"
+    arguments = sys.argv[1:] if {"pretrain", "tune"} & set(sys.argv) else ["pretrain"]
+    return f"{program} earthprior {shlex.join(arguments)}"

@@ -1,0 +1,1 @@
+"""The search over params.yaml: an Optuna study of trainings, and its page."""

@@ -1,0 +1,101 @@
+"""Several processes on one study, with the machine's GPUs and the run's threads divided among them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from earthprior.params import Params
+from earthprior.training.stop import TUNE_JOB, StopRequest
+
+POLL_SECONDS = 0.5
+
+
+def threads(params: Params, jobs: int) -> int:
+    """One process's part of `threads`.
+
+    They are part of a run's identity, so a trial is recorded with its own number of them and its bits can be had again.
+    """
+    return max(1, params.threads // jobs)
+
+
+def visible_gpus(device: str) -> list[str]:
+    """The GPUs to divide, as CUDA_VISIBLE_DEVICES names them; none where one is asked for by number, or the CPU."""
+    if device not in ("auto", "cuda"):
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """Each process's environment: its number, and its GPUs; more processes than GPUs share them in turn."""
+    found = []
+    for job in range(jobs):
+        mine = gpus[job::jobs] if len(gpus) >= jobs else [gpus[job % len(gpus)]] if gpus else []
+        chosen = {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {}
+        found.append({**os.environ, TUNE_JOB: f"{job + 1}/{jobs}", **chosen})
+    return found
+
+
+def run_jobs(
+    command: Sequence[str], environments: Sequence[Mapping[str, str]], stop: StopRequest, tick: Callable[[], None]
+) -> list[int]:
+    """Start the processes, show what they say, hand on a request to stop, and wait for all.
+
+    Args:
+        command: The same for all.
+        environments: One per process.
+        stop: Asked all the time.
+        tick: Called all the time, for what the parent has to do meanwhile.
+
+    Returns:
+        Their exit codes.
+    """
+    jobs = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
+            # A Ctrl-C is handed on below, once; the terminal would send it to them, too.
+            start_new_session=True,
+        )
+        for environment in environments
+    ]  # fmt: skip
+    readers = [threading.Thread(target=_show, args=(job, number), daemon=True) for number, job in enumerate(jobs, 1)]
+    for reader in readers:
+        reader.start()
+    told = False
+    try:
+        while any(job.poll() is None for job in jobs):
+            if stop.signal_number and not told:
+                told = True
+                for job in jobs:
+                    if job.poll() is None:
+                        job.send_signal(signal.SIGTERM)
+            tick()
+            time.sleep(POLL_SECONDS)
+    finally:
+        for job in jobs:
+            if job.poll() is None:
+                job.kill()
+    for reader in readers:
+        reader.join()
+    return [job.returncode for job in jobs]
+
+
+def own_command(arguments: Sequence[str]) -> list[str]:
+    """This program with other arguments."""
+    return [sys.executable, "-m", "earthprior", *arguments]
+
+
+def _show(job: subprocess.Popen[str], number: int) -> None:
+    assert job.stdout is not None, "opened as a pipe"
+    for line in job.stdout:
+        print(f"[{number}] {line.rstrip()}", file=sys.stderr, flush=True)

@@ -1,0 +1,188 @@
+"""One trial: settings drawn from the space, the training of the stage, and its worth."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from earthprior import build, naming
+from earthprior.chips.selection import JUDGED_CHIPS, spread
+from earthprior.errors import EarthPriorError, ParamsError, Pruned
+from earthprior.evaluation import probing
+from earthprior.files import write_atomic
+from earthprior.journal import Journal
+from earthprior.params import Params, TuneParams, active, load
+from earthprior.params.editing import overlay, plain
+from earthprior.tracking import Tracker, open_tracker
+from earthprior.training.distributed import World, only_writer
+from earthprior.training.session import Home, Hooks, Run, Session, Trained, prepare_torch
+from earthprior.training.stop import StopRequest
+from earthprior.tuning.space import suggest
+from earthprior.tuning.study import folder_name
+
+LEVEL = "gain_db/"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all trials of this process have in common.
+
+    Attributes:
+        root: The project's root.
+        folder: The study's.
+        study: Its name.
+        params: Of params.yaml.
+        params_path: The params.yaml that trials differ from, as it was when the search began.
+        tune: Its section `tune`.
+        settings: What trials have otherwise than params.yaml although it is not searched, by dotted key.
+        parent_run_id: The study's run in MLflow, or None while MLflow is silent.
+        missing_levels: Noise levels that params.yaml's own schedule does not reach.
+        worker: The name of this process.
+    """
+
+    root: Path
+    folder: Path
+    study: str
+    params: Params
+    params_path: Path
+    tune: TuneParams
+    settings: Mapping[str, Any]
+    parent_run_id: str | None
+    missing_levels: frozenset[str]
+    worker: str
+
+
+def run_trial(trial: optuna.Trial, context: Context, stop: StopRequest) -> tuple[float, ...]:
+    """Train with settings of the trial's, and say what they are worth, one number per objective.
+
+    Raises:
+        Pruned: Others do better.
+        Interrupted: Asked to stop; the state is saved.
+        EarthPriorError: The settings do not go together, the training diverged, or the data are at fault.
+    """
+    began = time.monotonic()
+    trial.set_user_attr("worker", context.worker)
+    settings = {**context.settings, **suggest(trial, context.params, context.tune)}
+    trial.set_user_attr("settings", settings)
+    folder = context.folder / str(trial.user_attrs.get("folder", folder_name(trial.number)))
+    folder.mkdir(parents=True, exist_ok=True)
+    text, _ = overlay(context.params_path, settings, "params.yaml with this trial")
+    write_atomic(folder / "params.yaml", text)
+    params = load(folder / "params.yaml")
+    told = ", ".join(f"{key} {plain(value)}" for key, value in settings.items())
+    print(f"trial {trial.number}: {told}", file=sys.stderr, flush=True)
+    prepare_torch(params.threads)
+    run = Run.of(params, context.root)
+    trial.set_user_attr("fingerprint", run.fingerprint)
+    if (twin := _twin(trial, run.fingerprint)) is not None:
+        return twin
+    attempt = _Attempt(trial, context, params)
+    home = Home(context.root, folder / "state", folder / "results", folder / "params.yaml")
+    hooks = Hooks(attempt.open_run, attempt.validated, attempt.trained)
+    with only_writer(home.folder, World()):
+        delivered = Session(run, home, hooks, build.device(params), World()).run(stop)
+    trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
+    if delivered:
+        # MLflow has all of it; a study of hundreds of trials would otherwise keep every network twice.
+        shutil.rmtree(folder, ignore_errors=True)
+    return attempt.values
+
+
+def _twin(trial: optuna.Trial, fingerprint: str) -> tuple[float, ...] | None:
+    """The values of a finished trial of the same fingerprint: the same bits would come out again."""
+    for other in trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if other.user_attrs.get("fingerprint") == fingerprint and other.number != trial.number:
+            trial.set_user_attr("same_as", other.number)
+            for name in ("gain_db", "best_epoch", "mlflow_run_id"):
+                if name in other.user_attrs:
+                    trial.set_user_attr(name, other.user_attrs[name])
+            return tuple(other.values)
+    return None
+
+
+class _Attempt:
+    """What a trial does around its training; a class because its steps share the trial."""
+
+    def __init__(self, trial: optuna.Trial, context: Context, params: Params) -> None:
+        self.trial, self.context, self.params = trial, context, params
+        self.values: tuple[float, ...] = ()
+
+    def open_run(self, tags: Mapping[str, str], journal: Journal) -> Tracker:
+        """The trial's MLflow run, nested in the study's.
+
+        Raises:
+            EarthPriorError: The noise schedule does not reach the levels that the study compares at.
+        """
+        missing = set(filter(None, tags.get("levels_missing", "").split(", "))) - self.context.missing_levels
+        if missing and self.context.tune.metric != "probe":
+            raise EarthPriorError(
+                f"the noise schedule does not reach rho {', '.join(sorted(missing))}, so the mean gain would compare "
+                "with no other trial's"
+            )
+        own = {"optuna.study": self.context.study, "optuna.trial": str(self.trial.number)}
+        if self.context.parent_run_id:
+            own["mlflow.parentRunId"] = self.context.parent_run_id
+        settings = self.trial.user_attrs["settings"]
+        name = naming.titled(folder_name(self.trial.number), naming.differences(settings, {}))
+        return open_tracker(self.context.root, name, active(self.params), {**tags, **own}, journal, join=False)
+
+    def validated(self, row: Mapping[str, float], tracker: Tracker) -> None:
+        """Report the gain after an epoch, and give the trial up where others do better.
+
+        Raises:
+            Pruned: They do.
+        """
+        if self.context.tune.metric == "both":
+            return
+        epoch = int(row["epoch"])
+        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        if epoch not in known:
+            self.trial.report(self._gain(row), epoch)
+        if epoch < self.params.epochs and self.trial.should_prune():
+            tracker.set_tags({"optuna.state": "PRUNED"})
+            raise Pruned(f"pruned after epoch {epoch} of {self.params.epochs}")
+
+    def trained(self, trained: Trained) -> None:
+        """The worth of the training, in the study and in its MLflow run.
+
+        Raises:
+            EarthPriorError: The probe cannot be judged.
+        """
+        best = trained.outcome.history[trained.outcome.best_epoch - 1]
+        gain = self._gain(best)
+        self.trial.set_user_attr("best_epoch", trained.outcome.best_epoch)
+        levels = {name.removeprefix(LEVEL): value for name, value in best.items() if name.startswith(f"{LEVEL}rho_")}
+        self.trial.set_user_attr("gain_db", levels)
+        if run_id := trained.tracker.ref.run_id:
+            self.trial.set_user_attr("mlflow_run_id", run_id)
+        probe = self._probe(trained) if self.context.tune.metric != "gain" else math.nan
+        self.values = {"gain": (gain,), "probe": (probe,), "both": (gain, probe)}[self.context.tune.metric]
+        trained.tracker.set_tags({"optuna.state": "COMPLETE"})
+
+    def _gain(self, row: Mapping[str, float]) -> float:
+        """The mean gain over the levels that all trials of the study reach."""
+        left_out = {f"{LEVEL}rho_{rho}" for rho in self.context.missing_levels} | {f"{LEVEL}mean"}
+        found = [value for name, value in row.items() if name.startswith(LEVEL) and name not in left_out]
+        return sum(found) / len(found)
+
+    def _probe(self, trained: Trained) -> float:
+        """The probe's first score on validation chips, never on the test chips, which a search must not see."""
+        rows = spread(trained.selection.validate, JUDGED_CHIPS)
+        result = probing.probe(
+            self.params, trained.task, trained.selection, rows, trained.normalizer, trained.device, ("network",)
+        )
+        if not result.scores:
+            raise ParamsError(f"tune.metric {self.context.tune.metric} needs a probe: {result.reason}")
+        scores = result.scores["network"]
+        step = int(trained.outcome.history[-1]["step"])
+        trained.tracker.log({f"evaluate/probe/network/{kind}": value for kind, value in scores.items()}, step)
+        return float(next(iter(scores.values())))
