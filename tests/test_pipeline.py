@@ -9,28 +9,17 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from earthprior.files import read_json, sha256_file
+from tiny_project import Project, make_repository
 
-ROOT = Path(__file__).parents[1]
 WEIGHTS = "results/pretrain/network.safetensors"
-SMALL: dict[str, Any] = {
-    "data.chip_size": 32, "data.crop_px": 16, "data.crops_per_chip": 4, "threads": 1, "batch_size": 4,
-    "val_batch_size": 4, "epochs": 4, "unet_film.channels": [8, 16], "unet_film.time_embedding_dim": 16,
-    "evaluate.steps": 2, "evaluate.samples": 4, "evaluate.probe_pixels": 16, "operation.checkpoint_every_seconds": 0,
-    "operation.readers": 2,
-}  # fmt: skip
 # Runs the stages in one process and notes which parameters they read.
 RECORD = """
 import json, sys
@@ -58,81 +47,9 @@ Path("reads.json").write_text(json.dumps(found))
 """
 
 
-@dataclass(frozen=True)
-class Project:
-    """A repository with chips, and the environment that a user would have in it."""
-
-    root: Path
-    environment: Mapping[str, str]
-
-    def run(self, *command: str, cwd: Path | None = None) -> str:
-        """stdout and stderr of a command that must succeed."""
-        done = subprocess.run(
-            command, cwd=cwd or self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
-        return done.stdout
-
-    def yaml(self, name: str) -> Any:
-        return YAML(typ="safe", pure=True).load((self.root / name).read_text())
-
-    def mlflow(self, query: str) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(self.root / "mlflow.db") as store:
-            return store.execute(query).fetchall()
-
-    def outputs(self) -> dict[str, tuple[int, int]]:
-        """Every result and the time it was written."""
-        files = [path for path in (self.root / "results").rglob("*") if path.is_file() and path.name != ".gitignore"]
-        return {path.relative_to(self.root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Project:
-    root = tmp_path_factory.mktemp("project")
-    (root / "src").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
-    shutil.copytree(ROOT / "src/earthprior", root / "src/earthprior", ignore=shutil.ignore_patterns("__pycache__"))
-    make_chips(root / "data", n=12, size=32, labels=True)
-    edit_params(root / "params.yaml", SMALL)
-    state = tmp_path_factory.mktemp("state")
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
-    environment = {
-        **clean,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "OMP_NUM_THREADS": "1",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(state),
-        "DVC_GLOBAL_CONFIG_DIR": str(state),
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        **{f"GIT_{who}_{what}": "nobody" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    }
-    made = Project(root, environment)
-    made.run("git", "init", "-q")
-    made.run("dvc", "add", "-q", "data")
-    made.run("git", "add", "-A")
-    made.run("git", "commit", "-qm", "chips")
-    return made
-
-
-def edit_params(path: Path, values: Mapping[str, Any]) -> None:
-    """Set dotted keys, as DVC does it."""
-    parser = YAML()
-    content = parser.load(path.read_text())
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        target = content
-        for section in sections:
-            target = target[section]
-        assert last in target, key
-        target[last] = value
-    with path.open("w") as handle:
-        parser.dump(content, handle)
+    return make_repository(tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("state"), make_chips)
 
 
 def test_a_killed_pipeline_continues(project: Project) -> None:
@@ -259,3 +176,33 @@ def test_metrics_and_plots_can_be_compared(project: Project) -> None:
     page = (project.root / "dvc_plots/index.html").read_text()
     for name in project.yaml("dvc.yaml")["plots"]:
         assert next(iter(name)) in page
+
+
+def test_mlflow_run_logs_to_the_run_that_it_makes(project: Project) -> None:
+    before = {run_id for (run_id,) in project.mlflow("select run_uuid from runs")}
+    values = {"lr": "2e-5", "unet_film.channels": "[8,16]", "augmentation.flip": "False"}
+    said = project.run(
+        "mlflow", "run", ".", "--env-manager=local", "--experiment-name=earthprior", "-e", "pretrain",
+        *(word for key, value in values.items() for word in ("-P", f"{key}={value}")),
+    )  # fmt: skip
+    assert "Running stage 'pretrain'" in said
+    ((run_id, status),) = [row for row in project.mlflow("select run_uuid, status from runs") if row[0] not in before]
+    assert status == "FINISHED"
+    assert read_json(project.root / "results/pretrain/mlflow_run.json")["run_id"] == run_id
+    assert read_json(project.root / "results/pretrain/config.json")["params"]["lr"] == 2e-5
+    params = dict(project.mlflow(f"select key, value from params where run_uuid = '{run_id}'"))
+    assert params["lr"] == "2e-5"
+    assert params["epochs"] == "4"
+    tags = dict(project.mlflow(f"select key, value from tags where run_uuid = '{run_id}'"))
+    assert tags["mlflow.project.entryPoint"] == "pretrain"
+    assert tags["dvc.exp_name"]
+    assert not [name for name in tags if name.startswith("changed.")], "MLflow's spelling is taken for another value"
+    metrics = {key for (key,) in project.mlflow(f"select key from latest_metrics where run_uuid = '{run_id}'")}
+    assert "val/gain_db/mean" in metrics
+    ((artifacts,),) = project.mlflow(f"select artifact_uri from runs where run_uuid = '{run_id}'")
+    assert (Path(artifacts.removeprefix("file://")) / "weights/network.safetensors").is_file()
+
+    # without values: as they are in params.yaml now, so that there is nothing to do, and the run says so
+    project.run("mlflow", "run", ".", "--env-manager=local", "--experiment-name=earthprior", "-e", "pretrain")
+    ((note,),) = project.mlflow("select value from tags where key = 'mlflow.note.content'")
+    assert run_id in note

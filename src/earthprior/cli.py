@@ -116,6 +116,67 @@ def evaluate() -> None:
 
 
 @main.command()
+@click.option("--trials", type=click.IntRange(1), help="How many the study shall have; by default tune.trials.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, sharing GPUs, threads.")
+@click.option("--record/--no-record", default=True, help="Run the best trial as a DVC experiment at the end.")
+@click.option("--apply", is_flag=True, help="Write the best trial into params.yaml instead of searching.")
+@click.option("--trial", type=click.IntRange(0), help="With --apply: this trial, not the best.")
+def tune(trials: int | None, jobs: int, record: bool, apply: bool, trial: int | None) -> None:
+    """Search params.yaml, as its section tune says.
+
+    Killed and started again, it goes on; started on several machines with one storage, it is one study. The report is
+    in work/tune/.
+
+    Example: earthprior tune --jobs 2
+
+    Example: earthprior tune --apply
+    """
+    from earthprior.tools import tune as tool
+
+    if trial is not None and not apply:
+        raise click.UsageError("--trial says which trial --apply takes; add --apply")
+    if apply:
+        tool.apply(_params(Path.cwd()), Path.cwd(), trial)
+    else:
+        tool.run(_params(Path.cwd()), Path.cwd(), trials, jobs, record)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("--chips", default=2, show_default=True, type=click.IntRange(1, 24), help="Chips that each run denoises.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The page; by default work/compare/RUN-RUN.html."
+)
+def compare(runs: tuple[str, ...], chips: int, out: Path | None) -> None:
+    """Put runs beside each other on one HTML page.
+
+    RUN is an MLflow run id or the name of a DVC experiment. Shows the params that differ, numbers, curves, and the
+    same chips denoised by each.
+
+    Example: earthprior compare fiery-oaks lucid-bets --chips 4
+    """
+    from earthprior.tools import compare as tool
+
+    tool.run(_params(Path.cwd()), Path.cwd(), runs, chips, out)
+
+
+@main.command()
+@click.argument("asked", metavar="RUN")
+@click.option("--keep", is_flag=True, help="Leave the copy in work/reproduce/ afterwards.")
+def reproduce(asked: str, keep: bool) -> None:
+    """Make a run again, and say whether it is the same.
+
+    RUN is an MLflow run id or the name of a DVC experiment. Exit code 0: the same to the bit; 2: not, or not possible,
+    with which of code, data, params, packages and hardware differ, and what moved.
+
+    Example: earthprior reproduce fiery-oaks
+    """
+    from earthprior.tools import reproduce as tool
+
+    tool.run(Path.cwd(), asked, keep)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The catalog; by default catalog.csv in FOLDER.")
 @click.option("--validate-fraction", default=0.2, show_default=True, help="Share of chips to validate on, about.")
@@ -218,3 +279,15 @@ def import_weights(checkpoint: Path, time_conditioning: Literal["bottleneck", "n
     from earthprior.tools import import_weights as tool
 
     tool.run(checkpoint, _params(Path.cwd()), Path.cwd(), time_conditioning, write_params)
+
+
+@main.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[STAGE] [--KEY VALUE]...")
+def experiment(arguments: tuple[str, ...]) -> None:
+    """What MLproject calls: dvc exp run, with keys of params.yaml as options.
+
+    Example: earthprior experiment pretrain --lr 3e-4
+    """
+    from earthprior.tools import experiment as tool
+
+    sys.exit(tool.run(Path.cwd(), arguments))
