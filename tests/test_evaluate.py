@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from earthprior import identity, tracking
+from earthprior import identity, naming, tracking
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.selection import Selection
 from earthprior.diffusion.gain import linear_denoiser
@@ -201,25 +201,31 @@ def test_everything_is_reported_to_the_tracker(
         def log(self, metrics: dict[str, float], step: int) -> None:
             calls.update(metrics=metrics, step=step)
 
+        def log_levels(self, gain_db: dict[str, float]) -> None:
+            calls.update(levels=gain_db)
+
         def log_artifact(self, path: Path, folder: str = "") -> None:
             assert path.exists()
             calls["artifacts"].append(path.name)
 
-    def opened(root: Path, ref: Any, name: Any, params: Any, tags: Any, pretraining: Any) -> Recorder:
-        calls.update(params=params, tags=tags, pretraining=pretraining)
+    def opened(root: Path, ref: Any, name: Any, params: Any, tags: Any, pretraining: Any, differs: str) -> Recorder:
+        calls.update(name=name, differs=differs, params=params, tags=tags, pretraining=pretraining)
         return Recorder()
 
     monkeypatch.setattr(evaluate, "continue_or_open", opened)
+    monkeypatch.setattr(naming, "from_commit", lambda params, root: "")
     evaluate.run(params_of(evaluate__label_column="none"), pretrained)
     history = pd.read_csv(pretrained / "results/pretrain/history.csv")
-    assert calls["step"] == history["step"].iloc[-1]
-    assert (
-        calls["metrics"]["gain_db/mean"] == read_json(pretrained / "results/evaluate/metrics.json")["gain_db"]["mean"]
-    )
+    assert calls["step"] == 0, "of a later step MLflow draws a curve of one point"
+    gains = read_json(pretrained / "results/evaluate/metrics.json")["gain_db"]
+    assert calls["metrics"]["gain_db/mean"] == gains["mean"]
+    assert calls["levels"] == gains
+    assert calls["name"].startswith("unet_film-wiener-")
     assert set(calls["artifacts"]) == OUTS
     assert calls["params"]["evaluate.steps"] == 3
     assert calls["pretraining"].params["lr"] == 0.01
     assert calls["pretraining"].metrics["val/gain_db/mean"] == pytest.approx(history["gain_db/mean"].iloc[-1])
+    assert calls["pretraining"].metrics["val/gain_db/best"] == history["gain_db/mean"].max()
     assert (
         calls["tags"]["earthprior.fingerprint"] == read_json(pretrained / "results/pretrain/config.json")["fingerprint"]
     )

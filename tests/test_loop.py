@@ -215,7 +215,8 @@ def test_history_and_log_tell_of_every_epoch(tiny: Tiny, tmp_path: Path) -> None
     assert [(row["epoch"], row["step"]) for row in outcome.history] == [(1, 4), (2, 8), (3, 12)]
     steps = {step: metrics for step, _, metrics in log.points if "train/loss" in metrics}
     assert sorted(steps) == [2, 4, 6, 8, 10, 12], "every operation.log_every_steps"
-    assert set(steps[2]) == {"train/loss", "train/lr", "train/grad_norm", "time/chips_per_second"}
+    curves = {"train/loss", "train/lr", "train/grad_norm"}
+    assert set(steps[2]) == curves | {"time/chips_seen", "time/epoch", "time/chips_per_second"}
     epochs = {step: (epoch, metrics) for step, epoch, metrics in log.points if "val/loss" in metrics}
     for row in outcome.history:
         epoch, metrics = epochs[int(row["step"])]
@@ -231,6 +232,27 @@ def test_the_epochs_training_loss_is_the_mean_over_its_steps(make_tiny: MakeTiny
     losses = [metrics["train/loss"] for _, _, metrics in log.points if "train/loss" in metrics]
     for epoch, row in enumerate(outcome.history):
         assert row["train_loss"] == pytest.approx(sum(losses[4 * epoch : 4 * epoch + 4]) / 4)
+
+
+def test_every_curve_can_be_drawn_over_chips_seen_and_epochs(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    log = Log()
+    trainer = make_tiny(operation__log_every_steps=3).trainer()
+    train(trainer, tmp_path, log)
+    # MLflow pairs a curve's points with those of the axis by their steps: each step once, and none missing.
+    axis = [(step, metrics) for step, _, metrics in log.points if "time/epoch" in metrics]
+    assert [step for step, _ in axis] == [3, 4, 6, 8, 9, 12]
+    assert {step for step, _, metrics in log.points if "val/loss" in metrics} == {4, 8, 12}
+    for step, metrics in axis:
+        assert metrics["time/chips_seen"] == step * trainer.params.batch_size
+        assert metrics["time/epoch"] == step / 4
+
+
+def test_the_log_says_the_best_gain_so_far(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = tiny.trainer()
+    trainer.validation = Judge(0.1, 0.5, 0.3)  # type: ignore[assignment]
+    log = Log()
+    train(trainer, tmp_path, log)
+    assert [m["val/gain_db/best"] for _, _, m in log.points if "val/loss" in m] == [0.1, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(("gains", "best"), [((0.1, 0.5, 0.3), 2), ((-3.0, -2.0, -1.0), 3), ((0.2, 0.2, 0.1), 1)])

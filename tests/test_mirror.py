@@ -26,6 +26,7 @@ class FakeRun:
         self.points: list[Point] = []
         self.tags: dict[str, str] = {}
         self.files: list[tuple[str, str]] = []
+        self.pictures: list[tuple[str, str, int]] = []
         self.bad_file = ""
         self.opened = 0
         self.calls = 0
@@ -62,6 +63,12 @@ class FakeRun:
         if not path.exists():
             raise FileNotFoundError(path)
         self.files.append((path.name, folder))
+
+    def upload_picture(self, path: Path, key: str, step: int) -> None:
+        self._answer()
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self.pictures.append((path.name, key, step))
 
     def finish(self, status: str) -> None:
         self._answer()
@@ -216,6 +223,21 @@ def test_refused_points_do_not_block_the_others(journal: Journal, caplog: pytest
     assert [point.step for point in run.points] == [3, 4]
     assert (delivery.delivered, delivery.total) == (2, 5)
     assert "refuses 3 points (bad value)" in caplog.text
+
+
+def test_pictures_wait_for_a_store_and_each_is_stored_once(journal: Journal, tmp_path: Path) -> None:
+    run = FakeRun()
+    run.down = True
+    follower = Mirror(journal, run)
+    follower.start(5)
+    for step in range(3):
+        (tmp_path / f"{step}.png").write_bytes(b"x")
+        follower.upload_picture(tmp_path / f"{step}.png", "denoising", step)
+    follower.upload_picture(tmp_path / "gone.png", "denoising", 9)
+    run.down = False
+    eventually(lambda: len(run.pictures) == 3)
+    assert follower.close("FINISHED", 5)
+    assert run.pictures == [(f"{step}.png", "denoising", step) for step in range(3)]
 
 
 @pytest.mark.parametrize("bad", ["gone.txt", "denied.txt"])

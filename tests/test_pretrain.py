@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from earthprior import build, identity, tracking
+from earthprior import build, identity, pictures, tracking
 from earthprior.diffusion.gain import RHOS
 from earthprior.errors import DataError, EarthPriorError, Interrupted, ParamsError, StorageError
 from earthprior.files import read_json, sha256_file, write_json
@@ -32,7 +32,9 @@ from earthprior.stages import pretrain
 from earthprior.training import session
 from earthprior.training.distributed import World
 
-OUTS = ["config.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors"]
+OUTS = [
+    "config.json", "environment.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors",
+]  # fmt: skip
 EPOCHS, STEPS = 5, 20
 MakeProject = Callable[..., tuple[Path, Params]]
 
@@ -132,7 +134,7 @@ def test_the_configuration_rebuilds_the_network(uninterrupted: Path) -> None:
     assert config["best_epoch"] == gains.index(max(gains)) + 1
 
     task, trained = build.pretrained_task(folder)
-    assert trained == params
+    assert trained == params.model_copy(update={"tune": None})
     assert config["std"] == float(task.linear.std)
     weights = load_file(folder / "network.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in task.network.state_dict().items())
@@ -242,6 +244,27 @@ def test_what_was_reported_after_the_last_checkpoint_is_reported_once(
     assert records[-1]["time_ms"] > 1
 
 
+def test_pictures_are_made_on_the_way_and_change_nothing(
+    project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+    levels: list[int] = []
+    monkeypatch.setattr(tracking.Tracker, "mirrors", True)
+    monkeypatch.setattr(tracking.Tracker, "log_picture", lambda self, path, key, step: shown.append(step))
+    monkeypatch.setattr(tracking.Tracker, "log_levels", lambda self, row: levels.append(int(row["epoch"])))
+    monkeypatch.setattr(pictures, "SHARE", 1e9)
+    root, params = project()
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(10))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    assert shown == [0, 20, 40]
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(1000))
+    pretrain.run(params, root)
+    assert shown[3:] == [0, 20, 40, 60, 80, 100], "those of the first process are handed over again"
+    assert levels == [read_json(root / "results/pretrain/config.json")["best_epoch"]]
+    assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
 def test_changed_code_is_refused_unless_accepted(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     root, params = project(epochs=2)
     monkeypatch.setattr(pretrain, "stop_requests", asked_after(2))
@@ -250,7 +273,7 @@ def test_changed_code_is_refused_unless_accepted(project: MakeProject, monkeypat
     monkeypatch.undo()
     monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
     files = {**identity.code_hash().files, "losses.py": "changed"}
-    monkeypatch.setattr(identity, "code_hash", lambda: CodeHash(files, "changed"))
+    monkeypatch.setattr(identity, "code_hash", lambda **_: CodeHash(files, "changed"))
     with pytest.raises(EarthPriorError, match=r"losses\.py"):
         pretrain.run(params, root)
     pretrain.run(params, root, accept_code=True)

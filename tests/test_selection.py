@@ -8,7 +8,16 @@ import torch
 from earthprior import build
 from earthprior.chips import selection
 from earthprior.chips import selection as selection_module
-from earthprior.chips.selection import chip_key, grid_batches, linear_crops, read_in_order, select, validation_batches
+from earthprior.chips.selection import (
+    chip_key,
+    grid_batches,
+    linear_crops,
+    middle_crops,
+    read_in_order,
+    select,
+    spread,
+    validation_batches,
+)
 from earthprior.errors import DataError
 from earthprior.files import sha256_file
 from support import stats_of
@@ -110,6 +119,18 @@ def test_the_grid_covers_each_chip_with_a_key_per_crop(prepared):
     assert rows == [chosen.validate[1]]
     whole, _ = list(read_in_order(params, chosen.folder, chosen.validate, normalizer, CPU, 1))[1]
     assert torch.equal(crops.x0[3], whole.x0[0, :, 16:, 16:])
+
+
+def test_the_middles_of_some_chips_are_spread_over_the_list(prepared):
+    params, chosen, normalizer = prepared
+    crops, keys = middle_crops(params, chosen.folder, chosen.train, 3, normalizer, CPU)
+    rows = spread(chosen.train, 3)
+    assert rows != chosen.train[:3]
+    assert keys == [chip_key(row) for row in rows]
+    assert crops.x0.shape == (3, 4, 16, 16)
+    whole, _ = next(read_in_order(params, chosen.folder, [rows[1]], normalizer, CPU, 1))
+    assert torch.equal(crops.x0[1], whole.x0[0, :, 8:24, 8:24])
+    assert torch.equal(crops.affine.scale[1], whole.affine.scale[0])
 
 
 def test_a_chip_of_several_files_is_keyed_by_all_of_them(prepared):

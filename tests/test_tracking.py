@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from earthprior import mirror, mlflow_run, tracking
+from earthprior import mirror, mlflow_run, tracking, tracking_view
 from earthprior.errors import Interrupted
 from earthprior.files import write_json
 from earthprior.journal import Journal
@@ -182,6 +183,97 @@ def test_status_tells_how_it_ended(root: Path, error: type[BaseException] | None
     else:
         work()
     assert [run.info.status for run in runs(root)] == [status]
+
+
+def test_a_run_says_what_it_has_otherwise(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_plain(root, run_name=None, differs="lr=0.1").close()
+    open_plain(root, run_name="trial-003", differs="lr=0.1").close()
+    monkeypatch.setenv("DVC_EXP_NAME", "wise-owl")
+    open_plain(root, differs="lr=0.1").close()
+    assert [run.info.run_name for run in runs(root)] == ["lr=0.1", "trial-003: lr=0.1", "wise-owl: lr=0.1"]
+
+
+def test_a_joined_run_keeps_its_name_in_front(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_plain(root).close()
+    (experiment,) = {run.info.experiment_id for run in runs(root)}
+    made = client(root).create_run(experiment, run_name="bemused-hen").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    for _ in range(2):
+        tracker = open_plain(root, differs="lr=0.1")
+        tracker.close()
+        assert tracker.ref.run_id == made
+    assert client(root).get_run(made).info.run_name == "bemused-hen: lr=0.1"
+
+
+def test_the_gain_is_a_curve_over_noise_levels(root: Path) -> None:
+    row = {"epoch": 3.0, "loss": 1.0, "gain_db/rho_0.05": 0.25, "gain_db/rho_5": 0.5, "gain_db/mean": 0.375}
+    with open_plain(root) as tracker:
+        tracker.log_levels(row)
+    ref = tracker.ref
+    tracker = continue_or_open(root, ref, "evaluation", {}, {}, TRAINED)
+    tracker.log_levels({"rho_0.1": 1.0, "mean": 1.0})
+    tracker.close()
+    assert history(root, str(ref.run_id), "val/gain_db_by_rho_percent") == [(5, 0.25), (500, 0.5)]
+    assert history(root, str(ref.run_id), "evaluate/gain_db_by_rho_percent") == [(10, 1.0)]
+
+
+def test_a_new_evaluation_takes_no_single_level_for_the_curve(root: Path) -> None:
+    with open_plain(root) as tracker:
+        tracker.log({"val/gain_db/mean": 0.75}, 20)
+        tracker.log_levels({"rho_0.1": 0.5, "rho_5": 1.0})
+    evaluate(root, tracker.ref)
+    later = evaluate(root, tracker.ref)
+    assert client(root).get_run(later.run_id).data.metrics == {"val/gain_db/mean": 0.75, "evaluate/gain_db/mean": 2.0}
+
+
+def test_pictures_are_stored_once_also_by_a_continued_run(root: Path, tmp_path: Path) -> None:
+    from matplotlib.image import imsave
+
+    for step in (0, 25, 50):
+        imsave(tmp_path / f"{step}.png", [[[0.0, 0.5, 1.0]] * 8] * 8)
+    tracker = open_plain(root)
+    for step in (0, 25):
+        tracker.log_picture(tmp_path / f"{step}.png", "denoising", step)
+    tracker.close("KILLED")
+    tracker = open_plain(root, resume=tracker.ref)
+    for step in (0, 25, 50):
+        tracker.log_picture(tmp_path / f"{step}.png", "denoising", step)
+    assert tracker.close()
+    (run,) = runs(root)
+    names = [file.path for file in client(root).list_artifacts(run.info.run_id, "images")]
+    steps = [int(re.search(r"images/denoising\+step\+(\d+)\+", name)[1]) for name in names if name.endswith(".png")]
+    assert sorted(steps) == [0, 25, 50]
+    # by this MLflow's page finds them
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_the_experiment_offers_a_view_and_what_a_person_wrote_stays(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        open_plain(root).close()
+        experiment = client(root).get_experiment_by_name("earthprior")
+        assert experiment.tags == tracking_view.tags(experiment.experiment_id)
+        address = f"http://127.0.0.1:5000{tracking_view.page(experiment.experiment_id)}"
+        assert f"compare runs with: mlflow ui, then {address}" in caplog.text
+        caplog.clear()
+        client(root).set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")
+        open_plain(root, tags={"mlflow.parentRunId": "1"}).close()
+        assert "compare runs with" not in caplog.text, "of a study's trials"
+    assert client(root).get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("http://me:secret@there:80/mlflow/", "http://***@there:80/mlflow"),
+        ("sqlite:///mlflow.db", "http://127.0.0.1:5000"),
+        ("postgresql://there/mlflow", None),
+    ],
+)
+def test_where_the_pages_are(root: Path, monkeypatch: pytest.MonkeyPatch, uri: str, address: str | None) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert locate(root).address == address
 
 
 def test_run_and_experiment_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +629,29 @@ def test_run_reference_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second", "same"),
-    [("1e-4", "0.0001", True), ("true", "true", True), ("a", "b", False), ("1", "2", False), ("a", "1", False)],
-)
+    [
+        ("1e-4", "0.0001", True), ("true", "true", True), ("a", "b", False), ("1", "2", False), ("a", "1", False),
+        # as MLflow logs what `mlflow run -P` is given: quoted for the shell
+        ("True", "true", True), ("False", "true", False), ("~", "null", True), ("it's", "it", False),
+        ("'[32,48]'", "[32, 48]", True), ("'[32,48]'", "[48, 32]", False), ("'[red, nir]'", '["red", "nir"]', True),
+    ],
+)  # fmt: skip
 def test_same_param(first: str, second: str, same: bool) -> None:
     assert mlflow_run.same_param(first, second) is same
+
+
+def test_an_empty_run_is_explained_and_no_other(root: Path) -> None:
+    used = pretrained(root)
+    store, made = locate(root), client(root)
+    assert used.run_id
+    experiment = made.get_experiment_by_name("earthprior").experiment_id
+    # what `mlflow run` gives to the run that it makes
+    empty = made.create_run(experiment, tags={"mlflow.source.type": "PROJECT", "mlflow.user": "me"}).info.run_id
+    made.log_param(empty, "lr", "3e-4")
+    assert mlflow_run.describe_if_empty(store, empty, "nothing ran")
+    assert not mlflow_run.describe_if_empty(store, used.run_id, "nothing ran")
+    assert not mlflow_run.describe_if_empty(store, "unknown", "nothing ran")
+    assert [made.get_run(run).data.tags.get("mlflow.note.content") for run in (empty, used.run_id)] == [
+        "nothing ran",
+        None,
+    ]

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +61,9 @@ class RemoteRun(Protocol):
     def upload(self, path: Path, folder: str) -> None:
         """Store a file or a folder."""
 
+    def upload_picture(self, path: Path, key: str, step: int) -> None:
+        """Store a picture as one step of a series, once."""
+
     def finish(self, status: str) -> None:
         """End the run."""
 
@@ -103,7 +107,7 @@ class Mirror:
         self._held: Mapping[str, int] | None = None
         self._delivered = 0
         self._tags: deque[Mapping[str, str]] = deque()
-        self._files: deque[tuple[Path, str]] = deque()
+        self._files: deque[tuple[Path, Callable[[], None]]] = deque()
         self._retry_seconds = 0.0
         self._retry_at = 0.0
         self._status = "FINISHED"
@@ -123,7 +127,11 @@ class Mirror:
 
     def upload(self, path: Path, folder: str) -> None:
         """Store a file or folder in the remote run, soon; it must stay where it is until `close`."""
-        self._files.append((path, folder))
+        self._files.append((path, partial(self._remote.upload, path, folder)))
+
+    def upload_picture(self, path: Path, key: str, step: int) -> None:
+        """Store a picture as one step of a series, soon; it must stay where it is until `close`."""
+        self._files.append((path, partial(self._remote.upload_picture, path, key, step)))
 
     def close(self, status: str, timeout_seconds: float) -> Delivery:
         """Send what is left, end the remote run, and stop; gives up after `timeout_seconds`."""
@@ -179,9 +187,9 @@ class Mirror:
     def _upload_files(self, last: bool) -> bool:
         """Store the waiting files; on the last attempt a failure must not keep the run from ending."""
         while self._files:
-            path, folder = self._files[0]
+            path, upload = self._files[0]
             try:
-                self._remote.upload(path, folder)
+                upload()
             except FileNotFoundError:
                 logger.warning("MLflow: %s is gone, it could not be stored with the run", path.name)
             except Exception as error:

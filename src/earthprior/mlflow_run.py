@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from earthprior import tracking_view
 from earthprior.files import write_json
 from earthprior.identity import dvc_experiment, process_alive, process_tags
 from earthprior.mirror import Point, Rejected, metric_name
+from earthprior.naming import titled
 from earthprior.tracking_store import RunRef, Store, reason
 
 if TYPE_CHECKING:
@@ -78,10 +85,13 @@ class MlflowRun:
         ref_path: Path | None,
         log_system_metrics: bool,
         join: bool = True,
+        differs: str = "",
     ) -> None:
         self.ref = RunRef(store.shown, store.experiment, None)
+        self.page: str | None = None
         self._store = store
-        self._run_name = dvc_experiment() or run_name
+        self._run_name = titled(dvc_experiment() or run_name, differs)
+        self._differs = differs
         self._params = {name: param_text(value) for name, value in params.items()}
         self._tags = {**tags, **process_tags()}
         self._resume_id = resume.run_id if resume else None
@@ -90,6 +100,7 @@ class MlflowRun:
         self._log_system_metrics = log_system_metrics
         self._join = join
         self._monitor: Any = None
+        self._pictures: set[tuple[str, int]] | None = None
         self._began_ms = time.time_ns() // 1_000_000
 
     @property
@@ -118,7 +129,11 @@ class MlflowRun:
             self._attempt(path.name, lambda: write_json(path, self.ref.to_json()))
         continued = run.info.run_id == self._resume_id
         self._describe(run, continued)
+        # Of a study's many trials none says it; the study's own run does.
+        if self._store.address and "mlflow.parentRunId" not in self._tags:
+            self.page = self._store.address + tracking_view.page(experiment_id)
         self._attempt("dataset", self._log_dataset)
+        self._attempt("saved view", lambda: self._save_view(experiment_id))
         self._attempt("stale runs", lambda: self._end_stale_runs(experiment_id))
         if self._log_system_metrics and self._monitor is None:
             self._attempt("system metrics", self._start_monitor)
@@ -152,6 +167,18 @@ class MlflowRun:
             raise FileNotFoundError(path.name)
         self._client.log_artifact(self._run_id, str(path), folder or None)
 
+    def upload_picture(self, path: Path, key: str, step: int) -> None:
+        """See `mirror.RemoteRun`."""
+        from mlflow import Image
+
+        if not path.exists():
+            raise FileNotFoundError(path.name)
+        if self._pictures is None:
+            self._pictures = self._stored_pictures()
+        if (key, step) not in self._pictures:
+            self._client.log_image(self._run_id, Image(str(path)), key=key, step=step, synchronous=True)
+            self._pictures.add((key, step))
+
     def finish(self, status: str) -> None:
         """See `mirror.RemoteRun`."""
         if self._monitor is not None:
@@ -160,6 +187,12 @@ class MlflowRun:
         if self._pretraining is not None and status == "FINISHED":
             self.set_tags({EVALUATED: "true"})
         self._client.set_terminated(self._run_id, status)
+
+    def _stored_pictures(self) -> set[tuple[str, int]]:
+        """Keys and steps of the pictures that the run holds, from the names that MLflow gives to their files."""
+        names = [file.path.rpartition("/")[2] for file in self._client.list_artifacts(self._run_id, "images")]
+        found = [re.match(r"(.+)\+step\+(\d+)\+timestamp\+", name) for name in names]
+        return {(match[1], int(match[2])) for match in found if match}
 
     def _experiment_id(self) -> str:
         if (given := os.environ.get("MLFLOW_EXPERIMENT_ID")) and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
@@ -172,9 +205,20 @@ class MlflowRun:
             raise RuntimeError(f"experiment {name!r} is deleted; restore it, or name another in MLFLOW_EXPERIMENT_NAME")
         return str(found.experiment_id)
 
+    def _save_view(self, experiment_id: str) -> None:
+        """Offer our view of the runs in the experiment's menu of views; what a person changed stays."""
+        have = self._client.get_experiment(experiment_id).tags
+        for name, text in tracking_view.tags(experiment_id).items():
+            if name not in have:
+                self._client.set_experiment_tag(experiment_id, name, text)
+
+    @property
+    def _joined(self) -> str | None:
+        return os.environ.get("MLFLOW_RUN_ID") if self._join else None
+
     def _existing(self) -> Run | None:
         """The run to go on with: the one that an attempt before made, MLFLOW_RUN_ID's, or the one to resume."""
-        joined = os.environ.get("MLFLOW_RUN_ID") if self._join else None
+        joined = self._joined
         for run_id in dict.fromkeys([self.ref.run_id] if self.ref.run_id else [joined, self._resume_id]):
             run = self._find(run_id)
             if run is not None and EVALUATED not in run.data.tags:
@@ -212,6 +256,9 @@ class MlflowRun:
         self._log_params({name: text for name, text in params.items() if name not in have})
         changed = {name: text for name, text in params.items() if name in have and not same_param(have[name], text)}
         self.set_tags(tags | {f"changed.{name}": text for name, text in changed.items()})
+        # Run names of `mlflow run` are arbitrary words, or somebody's own.
+        if run.info.run_id == self._joined and self._differs and self._differs not in (run.info.run_name or ""):
+            self._client.update_run(run.info.run_id, name=titled(run.info.run_name, self._differs))
         # After the tags: a run that says RUNNING under the id of a dead process is taken for a stale one.
         if run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -226,7 +273,9 @@ class MlflowRun:
             last = origin.data.to_proto().metrics
             points = [Point(m.key, m.value, m.timestamp, m.step) for m in last]
             params = dict(origin.data.params)
-        self.log_points([point for point in points if not point.name.startswith((EVALUATION_METRICS, "system/"))])
+        # Of a curve over noise levels the last value is only the last level's.
+        left_out = (EVALUATION_METRICS, "system/", f"val/{tracking_view.BY_LEVEL}")
+        self.log_points([point for point in points if not point.name.startswith(left_out)])
         return {name: text for name, text in params.items() if not name.startswith(EVALUATION_PARAMS)}
 
     def _log_params(self, params: Mapping[str, str]) -> None:
@@ -278,8 +327,30 @@ def param_text(value: Any) -> str:
 
 
 def same_param(first: str, second: str) -> bool:
-    """Whether two spellings mean the same: `mlflow run -P lr=1e-4` logs the text, we log the number."""
+    """Whether two spellings mean the same: `mlflow run -P lr=1e-4` logs the text, quoted for the shell."""
+    return first == second[:PARAM_LENGTH] or _meaning(first) == _meaning(second)
+
+
+def _meaning(text: str) -> Any:
     try:
-        return first == second[:PARAM_LENGTH] or float(first) == float(second)
-    except ValueError:
+        words = shlex.split(text)
+        return YAML(typ="safe", pure=True).load(words[0] if len(words) == 1 else text)
+    except (ValueError, YAMLError):
+        return text
+
+
+def describe_if_empty(store: Store, run_id: str, text: str) -> bool:
+    """Give a run a description if no stage has joined it; whether it was so."""
+    if not import_mlflow():
         return False
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri=store.uri)
+        empty = not process_tags().keys() <= client.get_run(run_id).data.tags.keys()
+        if empty:
+            client.set_tag(run_id, "mlflow.note.content", text)
+    except Exception as error:  # noqa: BLE001 (MLflow is no reason for a pipeline to fail)
+        logger.warning("MLflow: run %s was not looked at (%s)", run_id, reason(error))
+        return False
+    return empty

@@ -8,6 +8,7 @@ says otherwise, the experiment `earthprior` unless MLFLOW_EXPERIMENT_NAME does, 
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from earthprior.journal import Journal
 from earthprior.mirror import Delivery, Mirror
 from earthprior.mlflow_run import EVALUATION_METRICS, MlflowRun, Pretraining, import_mlflow
 from earthprior.tracking_store import RunRef, Store, locate, reason
+from earthprior.tracking_view import BY_LEVEL
 
 __all__ = ["Delivery", "Pretraining", "RunRef", "Tracker", "continue_or_open", "open_tracker"]
 
@@ -51,6 +53,11 @@ class Tracker:
         """Where the run is; without a run id as long as MLflow has not answered."""
         return self._remote.ref if self._remote else RunRef(self._store.shown, self._store.experiment, None)
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether there is an MLflow to follow."""
+        return self._mirror is not None
+
     def start(self, wait_seconds: float) -> None:
         """Begin to mirror; `open_tracker` and `continue_or_open` have done this."""
         if self._mirror:
@@ -77,10 +84,24 @@ class Tracker:
                 logger.warning("%s: could not be written (%s); the run goes on", self._journal.path.name, error)
             self._troubled = True
 
+    def log_levels(self, gain_db: Mapping[str, float]) -> None:
+        """Record the gains named `rho_0.5`, ..., as a curve over noise levels: its steps are 100 rho."""
+        for name, gain in gain_db.items():
+            if level := re.search(r"(?:^|/)rho_([\d.]+)$", name):
+                self.log({f"{self._prefix or 'val/'}{BY_LEVEL}": gain}, round(100 * float(level[1])))
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Store a file (or folder) with the run, soon; it must stay where it is until `close`."""
         if self._mirror:
             self._mirror.upload(path, folder)
+
+    def log_picture(self, path: Path, key: str, step: int) -> None:
+        """Store a PNG as one step of a series of pictures, soon; it must stay where it is until `close`.
+
+        A step that the run holds already is not stored again.
+        """
+        if self._mirror:
+            self._mirror.upload_picture(path, key, step)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tag the run."""
@@ -98,9 +119,12 @@ class Tracker:
         if self._delivery is None:
             self._delivery = self._mirror.close(status, timeout_seconds) if self._mirror else Delivery(0, 0, False)
             self._journal.close()
-            if self._mirror:
+            if self._remote:
                 level = logging.INFO if self._delivery else logging.WARNING
                 logger.log(level, "MLflow: %s to %s", self._delivery, self._store.shown)
+                if self._delivery and self._remote.page:
+                    start = "" if self._store.database is None else "mlflow ui, then "
+                    logger.info("MLflow: compare runs with: %s%s", start, self._remote.page)
             if self._scratch is not None:
                 self._scratch.cleanup()
         return self._delivery
@@ -128,11 +152,12 @@ def open_tracker(
     log_system_metrics: bool = True,
     wait_seconds: float = OPEN_SECONDS,
     join: bool = True,
+    differs: str = "",
 ) -> Tracker:
     """Open the run of a training, or continue it.
 
     The run is MLFLOW_RUN_ID's if set, else the one in `resume` or in run.json beside the journal, else a new one named
-    after the DVC experiment. Points of the journal that the run does not hold yet are delivered.
+    after the DVC experiment and what differs. Points of the journal that the run does not hold yet are delivered.
 
     Args:
         root: The folder that the stage runs in.
@@ -144,6 +169,7 @@ def open_tracker(
         log_system_metrics: Let MLflow sample processor, memory, disk, network and GPU use.
         wait_seconds: How long a slow store may delay the return; it is opened in the background after that.
         join: Join MLFLOW_RUN_ID's run; a trial of a study must not, since that is the study's.
+        differs: What the run has otherwise, see `naming.differences`; stands behind its name.
 
     Returns:
         A tracker; without MLflow it only keeps the journal. Never raises because of MLflow.
@@ -152,7 +178,7 @@ def open_tracker(
     if resume is None and ref_path is not None:
         resume = RunRef.read(ref_path)
     store = locate(root)
-    remote = MlflowRun(store, run_name, params, tags, resume, None, ref_path, log_system_metrics, join)
+    remote = MlflowRun(store, run_name, params, tags, resume, None, ref_path, log_system_metrics, join, differs)
     return _started(store, remote, journal, "", wait_seconds)
 
 
@@ -165,11 +191,12 @@ def continue_or_open(
     pretraining: Pretraining,
     log_system_metrics: bool = False,
     wait_seconds: float = OPEN_SECONDS,
+    differs: str = "",
 ) -> Tracker:
     """Continue a training's run with its evaluation, or open a new one where that run is not to be had.
 
-    It is continued if this store has it and it holds no finished evaluation. A new run is named after the DVC
-    experiment, tagged `pretrain_run_id`, and gets the training's parameters and final metrics, so that its row tells
+    It is continued if this store has it and it holds no finished evaluation. A new run is named as by `open_tracker`,
+    tagged `pretrain_run_id`, and gets the training's parameters and final metrics, so that its row tells
     everything. A run that holds a finished evaluation is never changed.
 
     Args:
@@ -181,13 +208,14 @@ def continue_or_open(
         pretraining: Copied into a new run if the training's run cannot be read.
         log_system_metrics: As for `open_tracker`.
         wait_seconds: As for `open_tracker`.
+        differs: As for `open_tracker`.
 
     Returns:
         A tracker whose metrics get the prefix `evaluate/` where they lack it. Closing it as FINISHED marks the run as
         evaluated.
     """
     store = locate(root)
-    remote = MlflowRun(store, run_name, params, tags, ref, pretraining, None, log_system_metrics)
+    remote = MlflowRun(store, run_name, params, tags, ref, pretraining, None, log_system_metrics, differs=differs)
     return _started(store, remote, None, EVALUATION_METRICS, wait_seconds)
 
 

@@ -44,6 +44,13 @@ class Store:
         """Where new experiments keep files: beside a sqlite database; a server decides for itself (None)."""
         return None if self.database is None else (self.database.parent / "mlruns").as_uri()
 
+    @property
+    def address(self) -> str | None:
+        """Where its pages are: a server's own, or where `mlflow ui` offers those of a sqlite database."""
+        if self.uri.startswith(("http://", "https://")):
+            return self.shown.rstrip("/")
+        return None if self.database is None else "http://127.0.0.1:5000"
+
     def first_contact(self) -> AbstractContextManager[object]:
         """Hold this during the first contact: it creates or migrates the schema, and two at a time ruin a database."""
         if self.database is None:

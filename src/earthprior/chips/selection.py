@@ -13,9 +13,9 @@ import torch
 from earthprior.chips.augment import augment
 from earthprior.chips.batch import Batch, prepare
 from earthprior.chips.catalog import ChipRow, load_catalog
-from earthprior.chips.crops import grid_crops
+from earthprior.chips.crops import centre_crop, grid_crops
 from earthprior.chips.loader import load_batches
-from earthprior.chips.normalize import Normalizer
+from earthprior.chips.normalize import Affine, Normalizer
 from earthprior.chips.read import ChipSpec
 from earthprior.errors import DataError, EarthPriorError
 from earthprior.files import read_json, sha256_file
@@ -95,6 +95,20 @@ def read_in_order(
     spec = ChipSpec.from_params(params.data)
     for raw in load_batches(folder, rows, order, spec, readers=params.operation.readers):
         yield prepare(raw, normalizer, device), list(raw.rows)
+
+
+def middle_crops(
+    params: Params, folder: Path, rows: Sequence[ChipRow], count: int, normalizer: Normalizer, device: torch.device
+) -> tuple[Batch, list[str]]:
+    """The middle crops of some of the chips, evenly spread over the list, as one batch, with the chips' keys."""
+    chosen = spread(rows, count)
+    crops = [
+        centre_crop(batch, params.data.train_px)
+        for batch, _ in read_in_order(params, folder, chosen, normalizer, device, params.val_batch_size)
+    ]
+    affine = Affine(*(torch.cat([getattr(crop.affine, name) for crop in crops]) for name in ("offset", "scale")))
+    batch = Batch(torch.cat([crop.x0 for crop in crops]), torch.cat([crop.valid for crop in crops]), affine)
+    return batch, [chip_key(row) for row in chosen]
 
 
 def validation_batches(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from earthprior import build, identity
+from earthprior import build, identity, naming
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
-from earthprior.chips.crops import centre_crop
-from earthprior.chips.normalize import Affine, Normalizer
+from earthprior.chips.normalize import Normalizer
 from earthprior.chips.selection import (
     JUDGED_CHIPS,
     Selection,
-    chip_key,
     grid_batches,
-    read_in_order,
+    middle_crops,
     read_stats,
     select,
     spread,
@@ -41,6 +39,7 @@ from earthprior.params import Params, active, evaluation
 from earthprior.report import render
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tracking import Pretraining, RunRef, continue_or_open
+from earthprior.tracking_view import BEST
 
 PANEL_CHIPS = 2
 REAL_CHIPS = 64
@@ -100,12 +99,14 @@ def run(params: Params, root: Path) -> None:
         numbers=denoising.summary(levels, params.data.bands),
         samples=samples.draw(
             task,
-            _crops(params, selection, judged.rows, REAL_CHIPS, normalizer, device)[0],
+            middle_crops(params, selection.folder, judged.rows, REAL_CHIPS, normalizer, device)[0],
             params.evaluate,
             lambda steps: tqdm(steps, desc="sample", unit="step", file=sys.stderr, disable=None),
             normalizer.range,
         ),
-        panels=denoising.panels(task, *_crops(params, selection, judged.rows, PANEL_CHIPS, normalizer, device)),
+        panels=denoising.panels(
+            task, *middle_crops(params, selection.folder, judged.rows, PANEL_CHIPS, normalizer, device)
+        ),
         probe=result,
         history=_history(pretrained),
         identity=provenance.rows(root, params, stats, fingerprint, pretrained),
@@ -166,25 +167,6 @@ def _denoise(
     return denoising.judge(task, crops(), params.data.bands, data_ranges(stats))
 
 
-def _crops(
-    params: Params,
-    selection: Selection,
-    rows: Sequence[ChipRow],
-    count: int,
-    normalizer: Normalizer,
-    device: torch.device,
-) -> tuple[Batch, list[str]]:
-    """The middle crops of some of the chips as one batch, with their keys."""
-    chosen = spread(rows, count)
-    crops = [
-        centre_crop(batch, params.data.train_px)
-        for batch, _ in read_in_order(params, selection.folder, chosen, normalizer, device, params.val_batch_size)
-    ]
-    affine = Affine(*(torch.cat([getattr(crop.affine, name) for crop in crops]) for name in ("offset", "scale")))
-    batch = Batch(torch.cat([crop.x0 for crop in crops]), torch.cat([crop.valid for crop in crops]), affine)
-    return batch, [chip_key(row) for row in chosen]
-
-
 def _history(pretrained: Path) -> pd.DataFrame:
     path = pretrained / "history.csv"
     return pd.read_csv(path) if path.is_file() else pd.DataFrame()
@@ -210,23 +192,25 @@ def _write(evaluated: pages.Evaluated, root: Path) -> None:
 def _track(evaluated: pages.Evaluated, root: Path, fingerprint: str, pretrained: Path) -> None:
     """Bring the results to the run's row in MLflow."""
     history = evaluated.history
-    last = (
-        {}
-        if history.empty
-        else {f"val/{name}": float(history[name].iloc[-1]) for name in map(str, history.columns) if "/" in name}
-    )
-    step = int(history["step"].iloc[-1]) if "step" in history else 0
+    last: dict[str, float] = {}
+    if not history.empty:
+        last = {f"val/{name}": float(history[name].iloc[-1]) for name in map(str, history.columns) if "/" in name}
+        last[BEST] = float(history["gain_db/mean"].max())
     params = evaluated.params
+    differs = naming.from_commit(params, root)
     tracker = continue_or_open(
         root,
         RunRef.read(pretrained / "mlflow_run.json"),
-        None,
+        None if differs else naming.plain_name(params, fingerprint),
         evaluation(params),
         identity.identity_tags(root, fingerprint),
         Pretraining(active(params), last),
+        differs=differs,
     )
     with tracker:
-        tracker.log(dict(flat(evaluated.metrics())), step)
+        # Step 0: MLflow draws bars of it, one per run, instead of a curve of one point.
+        tracker.log(dict(flat(evaluated.metrics())), 0)
+        tracker.log_levels(evaluated.numbers["gain_db"])
         results = root / "results/evaluate"
         for name in ("metrics.json", "levels.csv", "report.html"):
             tracker.log_artifact(results / name, "evaluate")

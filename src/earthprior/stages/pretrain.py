@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from earthprior import build, identity
+from earthprior import build, identity, naming
 from earthprior.errors import Interrupted
 from earthprior.journal import Journal
 from earthprior.params import Params, active
@@ -39,8 +39,9 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
     home = Home(root, folder, root / "results/pretrain", root / "params.yaml")
 
     def open_run(tags: Mapping[str, str], journal: Journal) -> Tracker:
-        name = f"{params.network}-{params.diffusion.precondition}-{work.fingerprint[:6]}"
-        return open_tracker(root, name, active(params), tags, journal)
+        differs = naming.from_commit(params, root)
+        name = None if differs else naming.plain_name(params, work.fingerprint)
+        return open_tracker(root, name, active(params), tags, journal, differs=differs)
 
     with world(build.device(params)) as (place, device), stop_requests() as stop, only_writer(folder, place):
         session = Session(work, home, Hooks(open_run), device, place)

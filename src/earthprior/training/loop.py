@@ -237,11 +237,20 @@ class Trainer:
         self.step += 1
         self._epoch_loss += loss
         progress.step(self.step, epoch, self.params.batch_size, {"loss": loss, "lr": lr, "grad": norm})
-        if self.step % self.params.operation.log_every_steps == 0:
-            metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
-            log({**metrics, "time/chips_per_second": progress.chips_per_second}, self.step, epoch)
-        if self.step % self.steps_per_epoch == 0:
+        ends = self.step % self.steps_per_epoch == 0
+        if ends or self.step % self.params.operation.log_every_steps == 0:
+            metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, **self._time(progress)}
+            log(metrics, self.step, epoch)
+        if ends:
             self._end_epoch(epoch, lr, log, progress, validated)
+
+    def _time(self, progress: Progress) -> dict[str, float]:
+        """Where the run is; what every curve can be drawn over, so it is logged at each of their steps, and once."""
+        return {
+            "time/chips_seen": self.step * self.params.batch_size,
+            "time/epoch": self.step / self.steps_per_epoch,
+            "time/chips_per_second": progress.chips_per_second,
+        }
 
     def _update(self, shares: list[Share], lr: float) -> tuple[float, float]:
         """Forward, backward, optimizer and average; the loss and the gradient's norm before clipping."""
@@ -278,8 +287,9 @@ class Trainer:
                 judged = self.validation.judge(self.task)
             gain = judged["gain_db/mean"]
             self.history.append({**row, **judged})
+            best = {"val/gain_db/best": max(self.best_gain, gain)}
             metrics = {"train/loss_epoch": row["train_loss"], **{f"val/{name}": v for name, v in judged.items()}}
-            log(metrics, self.step, epoch)
+            log({**metrics, **best}, self.step, epoch)
             progress.epoch(epoch, row["train_loss"], judged)
         # All must know it: the learning rate and the end of the run may depend on it.
         gain = self.world.from_first(gain, self.device)

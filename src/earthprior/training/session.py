@@ -32,6 +32,7 @@ from earthprior.errors import EarthPriorError, Interrupted, ParamsError, Pruned,
 from earthprior.files import replacing, write_csv, write_json
 from earthprior.journal import Journal
 from earthprior.params import Params, active
+from earthprior.pictures import Pictures
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tracking import Tracker
 from earthprior.training.checkpoint import CheckpointStore
@@ -155,6 +156,8 @@ class Session:
         _check_batch_size(run.params, len(self.selection.train), place.size)
         self.normalizer = build.normalizer(run.params, run.stats)
         self.code = identity.code_hash()
+        # Now, since files may be edited while a training is long.
+        self.environment = identity.recorded_environment(self._setting())
 
     def run(self, stop: StopRequest, accept_code: bool = False) -> bool:
         """Train, or continue where an earlier process was stopped; whether MLflow then holds everything.
@@ -189,13 +192,21 @@ class Session:
     def _train(
         self, trainer: Trainer, store: CheckpointStore, stop: StopRequest, progress: Progress, tracker: Tracker
     ) -> bool:
+        folder, average, epoch = self.home.folder / "pictures", trainer.average.module, len(trainer.history)
+        pictures = Pictures(folder, self.params, self.selection, self.normalizer, self.device, tracker, epoch)
+
         def validated(row: Mapping[str, float]) -> None:
+            pictures.draw_if_due(trainer.task, average, int(row["epoch"]))
             self.hooks.validated(row, tracker)
 
         try:
             for row in list(trainer.history):
-                validated(row)
+                self.hooks.validated(row, tracker)
+            if trainer.step == 0:
+                pictures.draw(trainer.task, average, 0)
             outcome = trainer.run(store, tracker.log, stop, progress, validated)
+            pictures.draw(trainer.task, average, len(outcome.history))
+            tracker.log_levels(outcome.history[outcome.best_epoch - 1])
             try:
                 self._write_results(outcome, trainer.task, tracker)
             except (OSError, SafetensorError) as error:
@@ -207,7 +218,9 @@ class Session:
             self.hooks.trained(
                 Trained(trainer.task.eval(), outcome, self.selection, self.normalizer, self.device, tracker)
             )
-        except (Interrupted, Pruned):
+        except (Interrupted, Pruned) as end:
+            if isinstance(end, Pruned):
+                tracker.log_levels(trainer.history[trainer.best_epoch - 1])
             tracker.close("KILLED")
             raise
         except BaseException as error:
@@ -273,12 +286,13 @@ class Session:
             self.params, self.fingerprint, self.foreign_files, outcome.best_epoch, task.linear, self.stats
         )
         write_json(results / "config.json", config)
+        write_json(results / "environment.json", self.environment)
         write_json(results / "mlflow_run.json", tracker.ref.to_json())
         for path in (folder / "last.safetensors", results / "network.safetensors", results / "linear.safetensors"):
             tracker.log_artifact(path, "weights")
         for path in (self.home.params_path, self.home.root / "results/stats/stats.json"):
             tracker.log_artifact(path)
-        for name in ("config.json", "history.csv"):
+        for name in ("config.json", "environment.json", "history.csv"):
             tracker.log_artifact(results / name)
         tracker.log_artifact(folder / "metrics.jsonl")
 
