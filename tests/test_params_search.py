@@ -38,12 +38,18 @@ def fault(make_params: MakeParams, space: Mapping[str, Any], **tune: Any) -> str
         ({"evaluate.steps": {"low": 1, "high": 2}}, "evaluate does not change what is trained"),
         ({"data.buffer": {"low": 1, "high": 2}}, "trials share the statistics"),
         ({"normalization.clip_percent": {"choices": [0.0, 1.0]}}, "search it with tune.metric probe"),
-        ({"lr": {"low": 1, "high": 2, "when": {"loss_fn": "mse"}}}, "loss_fn is not searched before lr"),
+        ({"lr": {"low": 1, "high": 2, "when": {"loss_fn": "mse"}}}, "loss_fn is not drawn before lr"),
         (
             {"loss_fn": {"choices": ["mse", "l1"]}, "lr": {"low": 1, "high": 2, "when": {"loss_fn": "ssim"}}},
             "tune.space.lr.when.loss_fn: 'ssim' is none of its choices ['mse', 'l1']",
         ),
         ({}, "tune.space"),
+        ({"lr": {"choices": [0.1, 0.2, 0.1]}}, "tune.space.lr.choices: a value stands there twice"),
+        ({"lr": {"low": 1, "high": 2, "step": 3}}, "step 3 is larger than the range"),
+        (
+            {"lr": {"low": 1, "high": 2}, "seed": {"low": 1, "high": 2, "when": {"lr": 1}}},
+            "lr is searched in a range, whose values are never met",
+        ),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(
@@ -60,7 +66,7 @@ def test_all_faults_come_at_once(make_params: MakeParams) -> None:
 
 def test_a_pareto_study_cannot_prune(make_params: MakeParams) -> None:
     space = {"lr": {"low": 0.1, "high": 0.2}}
-    assert "tune.pruner median cannot act with tune.metric both" in fault(make_params, space, metric="both")
+    assert "tune.pruner median compares gains after each epoch" in fault(make_params, space, metric="both")
     assert make_params({"tune.metric": "both", "tune.pruner": "none"}).tune is not None
 
 
@@ -70,7 +76,7 @@ def test_epochs_are_either_searched_or_set(make_params: MakeParams) -> None:
 
 def test_a_probe_may_compare_normalizations(make_params: MakeParams) -> None:
     space = {"normalization.clip_percent": {"choices": [0.0, 1.0]}}
-    assert make_params({"tune.metric": "probe", "tune.space": space}).tune is not None
+    assert make_params({"tune.metric": "probe", "tune.pruner": "none", "tune.space": space}).tune is not None
 
 
 def test_params_without_a_study_are_whole(make_params: MakeParams) -> None:

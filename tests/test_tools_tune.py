@@ -19,12 +19,14 @@ import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
-from earthprior import cli, tracking
+from earthprior import cli, identity, tracking
 from earthprior.errors import DataError, DivergedError, EarthPriorError, Interrupted, ParamsError, StorageError
+from earthprior.identity import CodeHash
 from earthprior.params import Params, load
 from earthprior.stages import pretrain
 from earthprior.tools import tune
 from earthprior.training import session
+from earthprior.training.distributed import World, only_writer
 from earthprior.training.loop import Trainer
 from earthprior.tuning import jobs, worker
 from earthprior.tuning.study import Place, load_study
@@ -98,7 +100,7 @@ def test_a_study_finds_what_the_stage_then_repeats(project: MakeProject, capsys:
         assert set(trial.params) == {"lr", "loss_fn"} | (
             {"loss_weights.alpha"} if trial.params["loss_fn"] == "hybrid_light" else set()
         )
-        assert trial.user_attrs["settings"] == trial.params
+        assert trial.user_attrs["settings"] == {**trial.params, "threads": 1, "epochs": 2}
         assert len(trial.intermediate_values) == 2
         assert trial.value == max(trial.intermediate_values.values())
         assert trial.user_attrs["gain_db"].keys() == {
@@ -182,7 +184,7 @@ def test_stopped_and_continued_it_comes_to_the_same(
 
 
 def test_a_killed_process_costs_nothing(project: MakeProject) -> None:
-    root, params = project(epochs=40, tune__trials=1)
+    root, params = project(epochs=12, tune__trials=1)
     first = start(root)
     checkpoints = root / "work/tune/mine/trial-000/state"
     wait_for(lambda: len(list(checkpoints.glob("ckpt-*.json"))) > 1, first)
@@ -242,6 +244,77 @@ def test_what_diverges_or_does_not_fit_has_its_reason_and_the_study_goes_on(
     assert sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials) == 3
 
 
+def test_another_number_of_jobs_goes_on_with_the_same_bits(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project(tune__trials=1, threads=2)
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 3)
+        with pytest.raises(Interrupted):
+            search(params, root)
+    (root / "params.yaml").write_text((root / "params.yaml").read_text().replace('"threads": 2', '"threads": 1'))
+    study = search(load(root / "params.yaml"), root)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["settings"]["threads"] == 2
+
+
+def test_changed_code_begins_a_stopped_trial_anew(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, params = project(tune__trials=1)
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 3)
+        with pytest.raises(Interrupted):
+            search(params, root)
+    files = {**identity.code_hash().files, "losses.py": "changed"}
+    monkeypatch.setattr(identity, "code_hash", lambda *_, **__: CodeHash(files, "changed"))
+    steps: list[int] = []
+    update = Trainer._update
+    monkeypatch.setattr(Trainer, "_update", lambda self, *rest: (steps.append(self.step), update(self, *rest))[1])
+    assert states(search(params, root)) == ["FAIL", "COMPLETE"]
+    assert steps == list(range(8))
+
+
+def test_a_trial_that_another_process_holds_is_left_to_it(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project(tune__trials=1)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
+    folder = root / "work/tune/mine/trial-000/state"
+    folder.mkdir(parents=True)
+    (folder / "ckpt-00000001.pt").write_text("the owner's")
+    with only_writer(folder, World()):
+        study = search(params, root)
+    assert all("is training this very run" in trial.user_attrs["reason"] for trial in study.trials[:-1])
+    assert states(study)[-1] == "COMPLETE", "another trial"
+    assert (folder / "ckpt-00000001.pt").read_text() == "the owner's"
+
+
+def test_a_trial_that_others_took_does_not_end_the_search(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project(tune__trials=2)
+    run = session.Session.run
+    taken: list[int] = []
+
+    def stolen(self: session.Session, *arguments: Any) -> bool:
+        if not taken:
+            taken.append(0)
+            study_of(params, root).tell(0, state=TrialState.FAIL)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(session.Session, "run", stolen)
+    assert states(search(params, root)) == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_report_that_fails_costs_nothing(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, params = project(tune__trials=1)
+
+    def fails(*arguments: Any) -> Path:
+        raise OSError("no space")
+
+    monkeypatch.setattr("earthprior.tuning.pages.write", fails)
+    assert states(search(params, root)) == ["COMPLETE"]
+
+
 def test_a_study_of_failures_ends(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     root, params = project(tune__trials=30)
 
@@ -252,6 +325,10 @@ def test_a_study_of_failures_ends(project: MakeProject, monkeypatch: pytest.Monk
     with pytest.raises(EarthPriorError, match="5 trials failed and 0 did not: the batch is too large"):
         search(params, root)
     assert states(study_of(params, root)) == ["FAIL"] * worker.FEW
+    # mended, it goes on
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    assert states(search(params, root, trials=1))[-1] == "COMPLETE"
 
 
 @pytest.mark.parametrize(("error", "kept"), [(StorageError("disk full"), True), (DataError("a chip is gone"), False)])
@@ -292,7 +369,8 @@ def test_a_schedule_that_misses_a_level_does_not_compare(project: MakeProject) -
     missed = [trial for trial in study.trials if trial.params["diffusion.beta_end"] < 0.02]
     assert missed
     for trial in missed:
-        assert trial.state == TrialState.FAIL
+        # pruned, not failed, so that the sampler keeps away from there
+        assert trial.state == TrialState.PRUNED
         assert "does not reach rho" in trial.user_attrs["reason"]
 
 
@@ -334,7 +412,7 @@ def test_trials_too_short_for_params_are_refused_before_any(project: MakeProject
     root, params = project(tune__epochs=1, warmup_epochs=1)
     with pytest.raises(ParamsError, match="warmup_epochs 1 leaves no epoch of 1 to train in"):
         search(params, root)
-    assert states(study_of(params, root)) == []
+    assert not (root / "work").exists()
 
 
 def test_the_verb_refuses_a_trial_without_apply() -> None:

@@ -9,7 +9,7 @@ import pytest
 from earthprior.errors import ParamsError
 from earthprior.params import Params
 from earthprior.params.search import RangeSpace
-from earthprior.tuning.space import differences, own_values, searched, shared, study_name, suggest
+from earthprior.tuning.space import differences, held_values, own_values, searched, shared, study_name, suggest
 
 MakeParams = Callable[..., Params]
 LOSS = {"choices": ["mse", "hybrid_light"]}
@@ -62,7 +62,9 @@ def common(params: Params, stats: str = "0" * 64) -> dict[str, Any]:
 
 def test_a_study_is_named_by_what_its_trials_share(make_params: MakeParams) -> None:
     def name(overrides: dict[str, Any], stats: str = "0" * 64) -> str:
-        params = make_params({"tune.space": {"lr": {"low": 0.1, "high": 0.2}, "loss_fn": LOSS}, **overrides})
+        params = make_params(
+            {"tune.space": {"lr": {"low": 0.1, "high": 0.2}, "loss_fn": LOSS}, "tune.pruner": "none", **overrides}
+        )
         return study_name(searched(params), common(params, stats))
 
     first = name({})
@@ -75,6 +77,30 @@ def test_a_study_is_named_by_what_its_trials_share(make_params: MakeParams) -> N
     assert first not in {name(overrides) for overrides in others}
     assert name({}, "1" * 64) != first
     assert name({"tune.study": "mine"}) == "mine"
+
+
+def test_applying_a_trial_does_not_begin_another_study(make_params: MakeParams) -> None:
+    space = {"optimizer": {"choices": ["adamw", "sam"]}, "sam.base_optimizer": {"choices": ["adamw", "sgd"]}}
+    before = make_params({"tune.space": space})
+    after = make_params({"tune.space": space, "optimizer": "sam", "sam.base_optimizer": "sgd"})
+    assert common(before) == common(after)
+    assert "sgd.momentum" in common(before)
+
+
+def test_what_a_condition_keeps_out_is_held(make_params: MakeParams) -> None:
+    space = {"loss_fn": LOSS, "lr": {"low": 0.1, "high": 0.2, "when": {"loss_fn": "hybrid_light"}}}
+    params = make_params({"lr": 0.05, "tune.space": space})
+    assert held_values(params, searched(params), {"loss_fn": "mse"}) == {"lr": 0.05}
+    assert held_values(params, searched(params), {"loss_fn": "hybrid_light", "lr": 0.1}) == {}
+
+
+def test_many_choices_are_looked_through_at_once(make_params: MakeParams) -> None:
+    names = ("adam.eps", "adamw.eps", "nadam.eps", "adamax.eps", "radam.eps", "rmsprop.eps", "adagrad.eps", "lr")
+    space: dict[str, Any] = {name: {"choices": [n / 100 for n in range(1, 9)]} for name in names}
+    optimizers = ["adam", "adamw", "nadam", "adamax", "radam", "rmsprop", "adagrad"]
+    assert searched(make_params({"tune.space": {"optimizer": {"choices": optimizers}, **space}}))
+    with pytest.raises(ParamsError, match="acts under none"):
+        searched(make_params({"tune.space": {**space, "optimizer": {"choices": optimizers[1:]}}}))
 
 
 def test_differences_are_told_by_key(make_params: MakeParams) -> None:

@@ -24,6 +24,7 @@ from earthprior.tuning.study import (
     count,
     load_study,
     open_study,
+    resubmit,
     take_up_stale,
     values_text,
     working,
@@ -157,7 +158,8 @@ def test_a_trial_whose_process_died_is_gone_on_with(place: Place, tune: TunePara
         assert take_up_stale(place, study) == []
         trials = study.trials
         assert [trial.state for trial in trials] == [TrialState.RUNNING, TrialState.FAIL, TrialState.WAITING]
-        assert trials[2].user_attrs == {"continues": lost, "folder": "trial-001", "attempt": 2}
+        follower = {"continues": lost, "folder": "trial-001", "attempt": 2, "epochs_before": 0}
+        assert trials[2].user_attrs == follower
         again = study.ask()
         assert again.number == 2
         assert again.suggest_float("lr", 1e-4, 1e-1, log=True) == trials[lost].params["lr"]
@@ -177,6 +179,44 @@ def test_a_trial_that_kills_its_process_each_time_is_given_up(place: Place, tune
     assert count(study).failed == 1
 
 
+def test_progress_and_requests_to_stop_do_not_use_up_attempts(place: Place, tune: TuneParams) -> None:
+    study = open_study(place, tune, COMMON, 3)
+    left_behind(study, "elsewhere+12+34")
+    for epoch in range(1, 3 * ATTEMPTS):
+        trial = study.trials[-1]
+        study.tell(trial.number, state=TrialState.FAIL)
+        if epoch % 2:
+            resubmit(study, trial, died=False)
+        else:
+            trial.user_attrs["epoch"] = epoch
+            resubmit(study, trial)
+        study.ask().set_user_attr("settings", {"threads": 1})
+    assert study.trials[-1].user_attrs["attempt"] == 1
+    last = study.trials[-1]
+    resubmit(study, last)
+    resubmit(study, last)
+    assert count(study).running == 1
+    assert len([trial for trial in study.trials if trial.state == TrialState.WAITING]) == 1, "one follower, not two"
+    assert study.trials[-1].user_attrs["settings"] == {"threads": 1}
+
+
+def test_a_torn_line_does_not_cost_the_study(place: Place, tune: TuneParams) -> None:
+    open_study(place, tune, COMMON, 3).optimize(objective, n_trials=2)
+    assert place.journal is not None
+    with place.journal.open("a") as handle:
+        handle.write('{"op_code": 5, "worker_i')
+    study = open_study(place, tune, COMMON, 3)
+    study.optimize(objective, n_trials=1)
+    assert [trial.state for trial in load_study(place).trials] == [TrialState.COMPLETE] * 3
+
+
+def test_of_equal_trials_the_first_is_best(place: Place, tune: TuneParams) -> None:
+    study = open_study(place, tune, COMMON, 3)
+    for value in (0.1, 0.5, 0.5):
+        study.tell(study.ask(), value)
+    assert [trial.number for trial in best_trials(study)] == [1]
+
+
 def test_a_database_finds_its_stale_trials_by_heartbeat(tmp_path: Path, tune: TuneParams) -> None:
     tune = tune.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
     place = Place.of(tmp_path, tune, "s")
@@ -189,6 +229,8 @@ def test_a_database_finds_its_stale_trials_by_heartbeat(tmp_path: Path, tune: Tu
     backend.record_heartbeat(trial._trial_id)
     backend.grace_period = 1
     time.sleep(2.1)
+    # asked for by name, not only when a trial begins: the last ones wanted may all be stale
+    assert take_up_stale(place, study) == [0]
     study.optimize(lambda trial: trial.suggest_float("lr", 1e-4, 1e-1, log=True), n_trials=1)
     first, second = study.trials
     assert first.state == TrialState.FAIL

@@ -20,6 +20,14 @@ class DataError(EarthPriorError):
     """The catalog or the chips are not what the parameters say; the message names file and row."""
 
 
+class CodeChangedError(EarthPriorError):
+    """A checkpoint was written by other code, and continuing would mix two programs."""
+
+
+class HeldError(EarthPriorError):
+    """Another process trains this very run."""
+
+
 class DivergedError(EarthPriorError):
     """Loss or gradient became non-finite; nothing was written after the last good checkpoint."""
 

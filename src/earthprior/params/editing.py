@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,17 @@ def overlay(path: Path, values: Mapping[str, Any], source: str) -> tuple[str, li
         ParamsError: The file cannot be read, or the result is not valid.
     """
     read_mapping(path)
+    return overlay_text(path.read_text(encoding="utf-8"), values, source)
+
+
+def overlay_text(before: str, values: Mapping[str, Any], source: str) -> tuple[str, list[str]]:
+    """`overlay` of a text that was read before.
+
+    Raises:
+        ParamsError: The result is not valid.
+    """
     yaml = _yaml()
-    document: CommentedMap = yaml.load(path.read_text(encoding="utf-8"))
+    document: CommentedMap = yaml.load(before)
     changes = [change for key, value in values.items() if (change := _set(document, key, value))]
     text = io.StringIO()
     yaml.dump(document, text)
@@ -78,6 +88,9 @@ def override(key: str, value: Any) -> str:
     if isinstance(value, Mapping) and set(value) == {"low", "high"}:
         # DVC cannot put a mapping over a list; params.yaml takes a range as text, too.
         return f"{key}={plain(value['low'])}..{plain(value['high'])}"
+    if isinstance(value, str) and not re.fullmatch(r"(?!(?i:null|true|false|nan|inf|none)$)[A-Za-z_][\w./-]*", value):
+        # Quoted: DVC's parser would take it for several values, or for a number.
+        return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
     return f"{key}={plain(value)}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
@@ -39,6 +39,8 @@ class RangeSpace(Section):
             raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"log needs low above 0, not {self.low:g}")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError(f"step {self.step:g} is larger than the range; lower it")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude one another; drop one")
         return self
@@ -116,8 +118,11 @@ def faults(tune: TuneParams, fields: Mapping[str, Any], selectors: Iterable[str]
         fields: The type of each key of params.yaml, with its limits, by dotted key.
         selectors: Keys that choose sections.
     """
-    if tune.metric == "both" and tune.pruner != "none":
-        yield f"tune.pruner {tune.pruner} cannot act with tune.metric both, where no one value could decide; use none"
+    if tune.metric != "gain" and tune.pruner != "none":
+        yield (
+            f"tune.pruner {tune.pruner} compares gains after each epoch, which is not what tune.metric {tune.metric} "
+            "asks for; use none"
+        )
     if tune.epochs is not None and "epochs" in tune.space:
         yield "tune.epochs is set and tune.space searches epochs, too; drop one"
     order = ordered(tune.space, selectors)
@@ -131,14 +136,25 @@ def faults(tune: TuneParams, fields: Mapping[str, Any], selectors: Iterable[str]
                 yield f"{where}.{name}: {value!r} is not allowed; {fault}"
         if isinstance(entry, RangeSpace) and not is_number(fields[key]):
             yield f"{where}: low and high are for numbers; give its values as choices"
-        for other, values in entry.when.items():
-            if other not in order or order.index(other) >= order.index(key):
-                yield f"{where}.when: {other} is not searched before {key}; list it above, in tune.space"
-                continue
-            rival = tune.space[other]
-            strange = [v for v in values if isinstance(rival, ChoiceSpace) and v not in rival.choices]
-            if strange:
-                yield f"{where}.when.{other}: {strange[0]!r} is none of its choices {list(rival.choices)}"  # type: ignore[union-attr]
+        choices = entry.choices if isinstance(entry, ChoiceSpace) else ()
+        if any(value in choices[:place] for place, value in enumerate(choices)):
+            yield f"{where}.choices: a value stands there twice; drop one"
+        yield from _condition_faults(where, key, entry, tune, order)
+
+
+def _condition_faults(
+    where: str, key: str, entry: RangeSpace | ChoiceSpace, tune: TuneParams, order: list[str]
+) -> Iterator[str]:
+    """What is wrong with `when`."""
+    for other, values in entry.when.items():
+        if other not in order or order.index(other) >= order.index(key):
+            yield f"{where}.when: {other} is not drawn before {key}; list it above, in tune.space, if it can be"
+            continue
+        rival = tune.space[other]
+        if not isinstance(rival, ChoiceSpace):
+            yield f"{where}.when.{other}: {other} is searched in a range, whose values are never met; use choices"
+        elif strange := [value for value in values if value not in rival.choices]:
+            yield f"{where}.when.{other}: {strange[0]!r} is none of its choices {list(rival.choices)}"
 
 
 def _unsearchable(key: str, metric: str, fields: Mapping[str, Any]) -> str | None:
@@ -161,16 +177,25 @@ def _unsearchable(key: str, metric: str, fields: Mapping[str, Any]) -> str | Non
     return None
 
 
-def never_acts(key: str, order: list[str], space: Mapping[str, Any], active_with: Any) -> bool:
+def never_acts(
+    key: str,
+    order: list[str],
+    space: Mapping[str, Any],
+    selectors: Iterable[str],
+    active_with: Callable[[dict[str, Any]], Collection[str]],
+) -> bool:
     """Whether a searched key acts under none of the searched choices.
 
     Args:
         key: The searched key.
         order: See `ordered`.
         space: The search space.
+        selectors: Keys that choose sections.
         active_with: From values by dotted key to the keys that act.
     """
-    deciding = [name for name in order[: order.index(key)] if isinstance(space[name], ChoiceSpace)]
+    controls = {*selectors, *DECIDING}
+    earlier = order[: order.index(key)]
+    deciding = [name for name in earlier if name in controls and isinstance(space[name], ChoiceSpace)]
     lists = [space[name].choices for name in deciding]
     for number, values in enumerate(itertools.product(*lists)):
         if number >= COMBINATIONS or key in active_with(dict(zip(deciding, values, strict=True))):

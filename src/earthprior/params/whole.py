@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -195,7 +196,8 @@ class Params(Section):
         return []
 
 
-def fields() -> dict[str, Any]:
+@cache
+def fields() -> Mapping[str, Any]:
     """The type of every dotted key that params.yaml may hold, with its limits."""
     found: dict[str, Any] = {}
     sections = {**{name: field.annotation for name, field in Params.model_fields.items()}, "tune": TuneParams}

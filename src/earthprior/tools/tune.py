@@ -7,6 +7,7 @@ parent. Killed and started again, it goes on; started several times or on severa
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -18,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 from earthprior import build
 from earthprior.chips.selection import read_stats, select
 from earthprior.diffusion.gain import missing_levels, noise_levels
-from earthprior.errors import EarthPriorError, Interrupted, ParamsError
-from earthprior.files import write_atomic
-from earthprior.identity import main_root
+from earthprior.errors import EarthPriorError, Interrupted, ParamsError, StorageError
+from earthprior.identity import code_hash, main_root
 from earthprior.params import Params, TuneParams
-from earthprior.params.editing import overlay, write
+from earthprior.params.editing import overlay, overlay_text, write
 from earthprior.tracking import RunRef, Tracker, open_tracker
 from earthprior.training.session import fit_linear
 from earthprior.training.stop import TUNE_JOB, StopRequest, continue_command, stop_requests
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 REPORT_EVERY_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 def run(params: Params, root: Path, trials: int | None, jobs: int, record_best: bool) -> None:
@@ -76,28 +78,30 @@ class _Search:
 
     def __init__(self, params: Params, tune: TuneParams, root: Path) -> None:
         self.params, self.tune, self.root = params, tune, root
+        self.epochs = tune.epochs or params.epochs
         self.stats, stats_sha256 = read_stats(root)
+        # Trials differ from the file as it is now, whatever is edited during the night.
+        self.text = (root / "params.yaml").read_text(encoding="utf-8")
+        # Checks only: trials too short for the rest of params.yaml would all fail.
+        overlay_text(
+            self.text, {} if "epochs" in tune.space else {"epochs": self.epochs}, "params.yaml with tune.epochs"
+        )
+        _check_labels(params, tune, root, self.stats)
         common = space.shared(params, tune, stats_sha256)
         self.place = studies.Place.of(root, tune, space.study_name(tune, common))
-        self.epochs = tune.epochs or params.epochs
         self.study = studies.open_study(self.place, tune, common, self.epochs, space.own_values(params, tune))
         self.common = common
+        self.tracker: Tracker | None = None
         self._reported_at = 0.0
         self._reported = -1
-        _check_labels(params, tune, root, self.stats)
 
     def coordinate(self, jobs: int, wanted: int, stop: StopRequest) -> None:
         """Search in this process, or in several, with the study's own run in MLflow open, and its report at the end."""
-        snapshot = self.place.folder / "params.yaml"
-        write_atomic(snapshot, (self.root / "params.yaml").read_text(encoding="utf-8"))
-        overlay(snapshot, self._settings(jobs), "params.yaml with tune.epochs")
         if "missing_levels" not in self.study.user_attrs:
             self.study.set_user_attr("missing_levels", self._missing_levels())
         self._say(wanted)
-        tracker = self._open_run()
-        if run_id := tracker.ref.run_id:
-            self.study.set_user_attr("mlflow_run", tracker.ref.to_json())
-            self.study.set_user_attr("mlflow_run_id", run_id)
+        self.tracker = tracker = self._open_run()
+        self._remember_run()
         try:
             if jobs == 1:
                 with studies.working(self.place) as worker:
@@ -121,19 +125,28 @@ class _Search:
             folder=self.place.folder,
             study=self.place.name,
             params=self.params,
-            params_path=self.place.folder / "params.yaml",
+            params_text=self.text,
             tune=self.tune,
             settings=settings,
-            parent_run_id=self.study.user_attrs.get("mlflow_run_id"),
             missing_levels=frozenset(self.study.user_attrs["missing_levels"]),
             worker=worker,
         )
         Worker(self.study, self.place, context, stop, after).run(wanted)
 
     def _settings(self, jobs: int) -> dict[str, Any]:
-        """What trials have otherwise than params.yaml although it is not searched."""
-        wanted = {"threads": processes.threads(self.params, jobs), "epochs": self.epochs}
-        return {key: value for key, value in wanted.items() if value != getattr(self.params, key)}
+        """What a trial's bits depend on here that is neither searched nor sure to stay in params.yaml."""
+        settings = {"threads": processes.threads(self.params, jobs), "epochs": self.epochs}
+        return {key: value for key, value in settings.items() if key not in self.tune.space}
+
+    def _remember_run(self) -> None:
+        """So that trials find their parent; MLflow may have been slow to say its id."""
+        if (
+            self.tracker
+            and (run_id := self.tracker.ref.run_id)
+            and self.study.user_attrs.get("mlflow_run_id") != run_id
+        ):
+            self.study.set_user_attr("mlflow_run", self.tracker.ref.to_json())
+            self.study.set_user_attr("mlflow_run_id", run_id)
 
     def record(self) -> None:
         """Run the best trial as a DVC experiment, which must come to the same gain."""
@@ -145,13 +158,14 @@ class _Search:
         command = processes.own_command(["tune", "--trials", str(wanted)])
         gpus = processes.visible_gpus(self.params.operation.device)
         environments = processes.environments(jobs, gpus)
-        codes = processes.run_jobs(command, environments, stop, self._report_now_and_then)
+        codes = processes.run_jobs(command, environments, self.place.folder, stop, self._report_now_and_then)
         if stop.signal_number:
             raise Interrupted(f"all {jobs} processes saved their trials", stop.signal_number)
         if studies.count(self.study).done < wanted:
-            raise EarthPriorError(
+            ended = (
                 f"processes ended early, with exit codes {codes}; what they said stands above. The same command goes on"
             )
+            raise StorageError(ended) if StorageError.exit_code in codes else EarthPriorError(ended)
 
     def _missing_levels(self) -> list[str]:
         """The judged noise levels that params.yaml's own schedule does not reach."""
@@ -189,12 +203,21 @@ class _Search:
 
     def _report_now_and_then(self) -> None:
         """So that a report is there in the morning even if the machine is not."""
+        self._remember_run()
         if time.monotonic() - self._reported_at > REPORT_EVERY_SECONDS:
             done = studies.count(self.study).done
             if done > self._reported:
-                self._report()
+                self._try_report()
                 self._reported = done
             self._reported_at = time.monotonic()
+
+    def _try_report(self) -> Path | None:
+        """No picture is worth a search."""
+        try:
+            return self._report()
+        except Exception as error:  # noqa: BLE001 (see above)
+            logger.warning("the report could not be written (%s: %s)", type(error).__name__, error)
+            return None
 
     def _report(self) -> Path:
         from earthprior.tuning import pages
@@ -206,15 +229,16 @@ class _Search:
 
     def _finish(self, tracker: Tracker, status: str) -> None:
         """The report, and the study's row in MLflow."""
-        report = self._report()
+        report = self._try_report()
         best = -float("inf")
         for trial in self.study.get_trials(deepcopy=False, states=studies.DONE[:1]):
             best = max(best, trial.values[0])
             tracker.log({"study/best_" + self.tune.metric.replace("both", "gain"): best}, trial.number)
-        for path in sorted(report.parent.iterdir()):
+        for path in sorted(report.parent.iterdir()) if report else []:
             tracker.log_artifact(path, "" if path.is_dir() else "study")
         tracker.close(status)
-        print(f"report: {os.path.relpath(report, Path.cwd())}", file=sys.stderr)
+        if report:
+            print(f"report: {os.path.relpath(report, Path.cwd())}", file=sys.stderr)
         found = studies.best_trials(self.study)
         if len(found) == 1:
             print(f"best: trial {found[0].number}, {studies.values_text(self.study, found[0].values)}")
@@ -243,7 +267,7 @@ def apply(params: Params, root: Path, number: int | None) -> None:
     try:
         study = studies.load_study(place)
     except EarthPriorError as error:
-        known = sorted(path.parent.name for path in (main_root(root) / "work/tune").glob("*/params.yaml"))
+        known = sorted(path.parent.name for path in (main_root(root) / "work/tune").glob("*/lock"))
         hint = f". There are: {', '.join(known)}; name one in tune.study" if known else ""
         raise EarthPriorError(f"{error}{hint}") from None
     trial = _chosen(study, number)
@@ -256,6 +280,9 @@ def apply(params: Params, root: Path, number: int | None) -> None:
     print(f"trial {trial.number} ({reached}) written to params.yaml, {len(changes)} values changed")
     for change in changes:
         print(f"  {change}")
+    code = trial.user_attrs.get("code")
+    if code is not None and code != code_hash().digest[:12]:
+        print("the code is another than the trial's, so the gain may be another")
     if changed := space.differences(study.user_attrs["base"], common):
         print(f"params.yaml is otherwise not that of the study, so the gain will be another: {'; '.join(changed)}")
     print(f"the same, to the bit:\n  {command(place.name, trial)}")
@@ -268,9 +295,11 @@ def command(study: str, trial: FrozenTrial) -> str:
 
 def _chosen(study: Study, number: int | None) -> FrozenTrial:
     if number is not None:
-        found = [trial for trial in study.trials if trial.number == number and "settings" in trial.user_attrs]
+        found = [
+            t for t in study.trials if t.number == number and t.state in studies.DONE[:1] and "settings" in t.user_attrs
+        ]
         if not found:
-            raise EarthPriorError(f"study {study.study_name} has no trial {number} with settings")
+            raise EarthPriorError(f"study {study.study_name} has no finished trial {number}")
         return found[0]
     best = studies.best_trials(study)
     if not best:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from earthprior.errors import EarthPriorError, StorageError
+from earthprior.errors import CodeChangedError, EarthPriorError, StorageError
 from earthprior.files import read_json, sha256_file, write_atomic, write_json
 from earthprior.identity import changed_files
 
@@ -182,7 +182,7 @@ class CheckpointStore:
         """Refuse to go on under other code than the checkpoint's, unless accepted."""
         changed = changed_files(wrote, self._code)
         if changed and not self._accept_code:
-            raise EarthPriorError(
+            raise CodeChangedError(
                 f"the code changed since {path.name} was written ({', '.join(changed)}), so continuing would mix two "
                 f"programs. Restore it; or continue all the same, with {ACCEPT_CODE}=1 in the environment or "
                 f"--accept-code after pretrain; or start afresh by deleting {path.parent}"

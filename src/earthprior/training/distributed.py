@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from earthprior.errors import EarthPriorError, Interrupted
+from earthprior.errors import HeldError, Interrupted
 
 PATIENCE = timedelta(hours=4)
 """How long processes wait while the first one judges all validation chips; dead ones are torchrun's to notice."""
@@ -114,7 +114,7 @@ def only_writer(folder: Path, place: World) -> Iterator[None]:
     """Hold the run's folder; a second process on the same run is refused at once, naming the first.
 
     Raises:
-        EarthPriorError: Another process holds it.
+        HeldError: Another process holds it.
     """
     if not place.is_first:
         yield
@@ -126,7 +126,7 @@ def only_writer(folder: Path, place: World) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text() if owner.is_file() else "another process"
-        raise EarthPriorError(f"{who} is training this very run in {folder}; wait for it, or stop it first") from None
+        raise HeldError(f"{who} is training this very run in {folder}; wait for it, or stop it first") from None
     try:
         owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
         yield

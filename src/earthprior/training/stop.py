@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Ctrl-C under torchrun reaches a process twice, from the terminal and from torchrun: that is one request.
-ONE_REQUEST_SECONDS = 1.0
+# Ctrl-C under torchrun reaches a process twice, from the terminal and from torchrun: that is one request. A process of
+# a search hears it from the batch system and from its parent, which may be drawing a report.
+ONE_REQUEST_SECONDS, ONE_REQUEST_TO_A_JOB_SECONDS = 1.0, 30.0
 
 # Who starts us and may die without telling; a shell may, too, but then (nohup) the run is meant to go on.
 TUNE_JOB = "EARTHPRIOR_TUNE_JOB"
@@ -36,7 +37,8 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: the first request is noted, a second one ends the process at once."""
-        if self._asked_at and time.monotonic() - self._asked_at > ONE_REQUEST_SECONDS:
+        window = ONE_REQUEST_TO_A_JOB_SECONDS if TUNE_JOB in os.environ else ONE_REQUEST_SECONDS
+        if self._asked_at and time.monotonic() - self._asked_at > window:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._asked_at = self._asked_at or time.monotonic()

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from earthprior.params import Params
 from earthprior.training.stop import TUNE_JOB, StopRequest
@@ -47,28 +49,35 @@ def environments(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
 
 
 def run_jobs(
-    command: Sequence[str], environments: Sequence[Mapping[str, str]], stop: StopRequest, tick: Callable[[], None]
+    command: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    folder: Path,
+    stop: StopRequest,
+    tick: Callable[[], None],
 ) -> list[int]:
     """Start the processes, show what they say, hand on a request to stop, and wait for all.
 
     Args:
         command: The same for all.
         environments: One per process.
+        folder: For what they say, job-1.log and so on.
         stop: Asked all the time.
         tick: Called all the time, for what the parent has to do meanwhile.
 
     Returns:
         Their exit codes.
     """
-    jobs = [
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
+    jobs, readers = [], []
+    for number, environment in enumerate(environments, 1):
+        # A file and no pipe: they outlive a killed parent long enough to save, and must not fail at what they say.
+        log = folder / f"job-{number}.log"
+        with log.open("w") as handle:
             # A Ctrl-C is handed on below, once; the terminal would send it to them, too.
-            start_new_session=True,
-        )
-        for environment in environments
-    ]  # fmt: skip
-    readers = [threading.Thread(target=_show, args=(job, number), daemon=True) for number, job in enumerate(jobs, 1)]
+            job = subprocess.Popen(
+                command, env=environment, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        jobs.append(job)
+        readers.append(threading.Thread(target=_show, args=(log, job, number), daemon=True))
     for reader in readers:
         reader.start()
     told = False
@@ -84,7 +93,9 @@ def run_jobs(
     finally:
         for job in jobs:
             if job.poll() is None:
-                job.kill()
+                job.send_signal(signal.SIGTERM)
+        for job in jobs:
+            job.wait()
     for reader in readers:
         reader.join()
     return [job.returncode for job in jobs]
@@ -95,7 +106,13 @@ def own_command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "earthprior", *arguments]
 
 
-def _show(job: subprocess.Popen[str], number: int) -> None:
-    assert job.stdout is not None, "opened as a pipe"
-    for line in job.stdout:
-        print(f"[{number}] {line.rstrip()}", file=sys.stderr, flush=True)
+def _show(log: Path, job: subprocess.Popen[bytes], number: int) -> None:
+    """Hand on what a process says, line by line, until it is gone."""
+    with log.open() as handle, suppress(OSError):
+        while True:
+            over = job.poll() is not None
+            for line in handle:
+                print(f"[{number}] {line.rstrip()}", file=sys.stderr, flush=True)
+            if over:
+                return
+            time.sleep(POLL_SECONDS)

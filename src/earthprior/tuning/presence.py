@@ -6,6 +6,7 @@ machines need not agree on the time, and no lock is asked of it, which network f
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import threading
@@ -22,6 +23,20 @@ PATIENCE_SECONDS = 180.0
 """A process that was silent for so long is dead, or as good as."""
 
 
+def own_name() -> str:
+    """By which other processes know this one."""
+    return f"{_machine()}+{os.getpid()}+{psutil.Process().create_time():.0f}"
+
+
+def _machine() -> str:
+    """This machine, or this container: where a process number means the same process."""
+    try:
+        space = f"{Path('/proc/sys/kernel/random/boot_id').read_text()}{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}-{hashlib.sha256(space.encode()).hexdigest()[:8]}"
+
+
 class Presence:
     """Tells others that this process is at work, for as long as the block lasts.
 
@@ -31,8 +46,7 @@ class Presence:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        started = f"{psutil.Process().create_time():.0f}"
-        self.name = f"{socket.gethostname()}+{os.getpid()}+{started}"
+        self.name = own_name()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="presence", daemon=True)
 
@@ -60,14 +74,21 @@ class Presence:
 
 def at_work(folder: Path, name: str) -> bool:
     """Whether the process of this name still works: asked of this machine's processes, or told by its file's age."""
-    host, pid, started = name.split("+")
-    if host == socket.gethostname():
+    machine, pid, started = name.split("+")
+    if machine == _machine():
         return process_alive({"earthprior.pid": pid, "earthprior.process_start": started})
-    now = folder / f".now-{os.getpid()}"
     try:
-        now.touch()
-        return now.stat().st_mtime - (folder / name).stat().st_mtime < PATIENCE_SECONDS
+        seen = (folder / name).stat().st_mtime
     except FileNotFoundError:
         return False
+    now = folder / f".now-{own_name()}-{threading.get_ident()}"
+    now.touch()
+    try:
+        return now.stat().st_mtime - seen < PATIENCE_SECONDS
     finally:
         now.unlink(missing_ok=True)
+
+
+def here(name: str) -> bool:
+    """Whether a process of this name is, or was, one of this machine."""
+    return name.split("+")[0] == _machine()

@@ -58,7 +58,10 @@ def record(root: Path, study: str, trial: FrozenTrial) -> None:
         )  # fmt: skip
         gains = _gains(root, name) if done.returncode == 0 else None
         if gains is None:
-            raise EarthPriorError(f"DVC experiment {name} failed, see above; the study itself is unharmed")
+            raise EarthPriorError(
+                f"DVC experiment {name} failed, see above (its copy holds no files that git does not "
+                "know); the study itself is unharmed"
+            )
     found: Mapping[str, float] = trial.user_attrs.get("gain_db", {})
     same = all(gains.get(f"gain_db/{level}") == gain for level, gain in found.items())
     verdict = "the same gains as the trial's, to the last digit" if same else "OTHER gains than the trial's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from earthprior.errors import ParamsError
 from earthprior.params import SELECTORS, Params, TuneParams, active, fields, flatten, unchecked
 from earthprior.params.editing import plain
-from earthprior.params.search import ChoiceSpace, RangeSpace, is_integer, never_acts, ordered
+from earthprior.params.search import DECIDING, ChoiceSpace, RangeSpace, is_integer, never_acts, ordered
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -29,7 +30,9 @@ def searched(params: Params) -> TuneParams:
         raise ParamsError("params.yaml has no section tune, which says what is searched; git checkout params.yaml")
     order = ordered(tune.space, SELECTORS)
     idle = [
-        key for key in order if never_acts(key, order, tune.space, lambda values: active(unchecked(params, values)))
+        key
+        for key in order
+        if never_acts(key, order, tune.space, SELECTORS, lambda values: active(unchecked(params, values)))
     ]
     if idle:
         raise ParamsError(
@@ -49,6 +52,12 @@ def suggest(trial: Trial, params: Params, tune: TuneParams) -> dict[str, Any]:
         if met and key in active(unchecked(params, values)):
             values[key] = _draw(trial, key, entry, is_integer(kinds[key]))
     return values
+
+
+def held_values(params: Params, tune: TuneParams, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """What params.yaml has for searched keys that act in a trial although its conditions kept them from being drawn."""
+    acting = active(unchecked(params, drawn))
+    return {key: acting[key] for key in tune.space if key in acting and key not in drawn}
 
 
 def own_values(params: Params, tune: TuneParams) -> dict[str, Any]:
@@ -92,12 +101,15 @@ def _is_scalar(value: Any) -> bool:
 
 def shared(params: Params, tune: TuneParams, stats_sha256: str) -> dict[str, Any]:
     """What all trials of a study have in common, flat: under other values its numbers would not compare."""
-    acting = set(active(params))
-    for key in ordered(tune.space, SELECTORS):
-        entry = tune.space[key]
-        if isinstance(entry, ChoiceSpace):
-            for choice in entry.choices:
-                acting |= set(active(unchecked(params, {key: choice})))
+    # What params.yaml itself has for a searched key must not matter, or applying a trial would begin another study.
+    first = {key: e.choices[0] if isinstance(e, ChoiceSpace) else e.low for key, e in tune.space.items()}
+    acting = set(active(unchecked(params, first)))
+    deciding = {key: e.choices for key, e in tune.space.items() if isinstance(e, ChoiceSpace)}
+    deciding = {key: deciding[key] for key in (*SELECTORS, *DECIDING) if key in deciding}
+    # Two choices at a time: what acts never hangs on three.
+    for keys in itertools.combinations([*deciding, *[*deciding][:1]], 2):
+        for pair in itertools.product(*(deciding[key] for key in keys)):
+            acting |= set(active(unchecked(params, {**first, **dict(zip(keys, pair, strict=True))})))
     if tune.metric != "gain":
         acting |= set(PROBE)
     values = dict(flatten(params.model_dump(mode="json", exclude={"tune", "operation"})))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,20 +14,20 @@ from typing import Any
 import optuna
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from earthprior.errors import EarthPriorError
 from earthprior.identity import main_root
 from earthprior.params import TuneParams
 from earthprior.tracking_store import reason, redacted
-from earthprior.tuning.presence import PATIENCE_SECONDS, Presence, at_work
+from earthprior.tuning.presence import PATIENCE_SECONDS, Presence, at_work, here, own_name
 from earthprior.tuning.sampling import AddressedSampler, pruner
 from earthprior.tuning.space import differences
 
 HEARTBEAT_SECONDS = 60
-ATTEMPTS = 6
-"""How often a trial is taken up in all: one that kills its process each time must not hold the study up for ever."""
+ATTEMPTS = 5
+"""How often a trial's process may die without an epoch gained: one that kills it each time must not do so for ever."""
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -171,11 +169,17 @@ def count(study: optuna.Study) -> Count:
     )
 
 
-def resubmit(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put a trial's settings into the queue, to go on from its state; not for ever, see ATTEMPTS."""
-    attempt = int(trial.user_attrs.get("attempt", 1))
-    if attempt >= ATTEMPTS:
+def resubmit(study: optuna.Study, trial: FrozenTrial, died: bool = True) -> None:
+    """Put a trial's settings into the queue, to go on from its state; once, and not for ever, see ATTEMPTS."""
+    if any(other.user_attrs.get("continues") == trial.number for other in study.get_trials(deepcopy=False)):
         return
+    attributes, epochs = trial.user_attrs, int(trial.user_attrs.get("epoch", 0))
+    # Asked to stop, or further than the attempt before it: no sign of a trial that kills its process.
+    counts = died and epochs <= attributes.get("epochs_before", 0)
+    attempt = int(attributes.get("attempt", 1)) + counts
+    if attempt > ATTEMPTS:
+        return
+    carried: dict[str, Any] = {key: attributes[key] for key in ("settings", "own") if key in attributes}
     follower = optuna.trial.create_trial(
         state=TrialState.WAITING,
         params=trial.params,
@@ -183,8 +187,11 @@ def resubmit(study: optuna.Study, trial: FrozenTrial) -> None:
         user_attrs={
             "continues": trial.number,
             "folder": trial.user_attrs.get("folder", folder_name(trial.number)),
-            "attempt": attempt + 1,
+            "attempt": attempt,
+            "epochs_before": epochs,
+            **carried,
         },
+        system_attrs={key: value for key, value in trial.system_attrs.items() if key == "fixed_params"},
     )
     study.add_trial(follower)
 
@@ -197,23 +204,28 @@ def folder_name(number: int) -> str:
 def take_up_stale(place: Place, study: optuna.Study) -> list[int]:
     """Queue the trials again whose process has died; their numbers.
 
-    A database does this by itself, with its own heartbeat, whenever a trial begins.
+    For a journal, processes elsewhere are judged by their presence; for a database, by its own heartbeat.
     """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    taken = [trial for trial in running if _abandoned(trial, place.workers)]
+    for trial in taken:
+        # In this order: killed in between, the follower is there, and no second one is made.
+        resubmit(study, trial)
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     if place.workers is None:
-        return []
-    taken = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _abandoned(trial, place.workers):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            resubmit(study, trial)
-            taken.append(trial.number)
-    return taken
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
+        left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        taken += [trial for trial in running if trial.number not in {t.number for t in [*left, *taken]}]
+    return [trial.number for trial in taken]
 
 
-def _abandoned(trial: FrozenTrial, workers: Path) -> bool:
+def _abandoned(trial: FrozenTrial, workers: Path | None) -> bool:
     worker = trial.user_attrs.get("worker")
     if worker is not None:
-        return not at_work(workers, worker)
+        # Without a folder of presences it is the database's heartbeat that tells of processes elsewhere.
+        return not at_work(workers or Path(), worker) if workers is not None or here(worker) else False
     # Its process has not come to say who it is: it was killed there, or will say so in a moment.
     now = datetime.now()  # noqa: DTZ005 (as Optuna writes it)
     return (now - (trial.datetime_start or now)).total_seconds() > PATIENCE_SECONDS
@@ -223,7 +235,7 @@ def _abandoned(trial: FrozenTrial, workers: Path) -> bool:
 def working(place: Place) -> Iterator[str]:
     """Be known as at work on the study; the name that this process is known by."""
     if place.workers is None:
-        yield f"{socket.gethostname()} {time.time():.0f}"
+        yield own_name()
         return
     with Presence(place.workers) as presence:
         yield presence.name
@@ -240,14 +252,17 @@ def values_text(study: optuna.Study, values: Sequence[float] | None) -> str:
 
 def best_trials(study: optuna.Study) -> Sequence[FrozenTrial]:
     """The best finished trial, or the Pareto front; none while nothing has finished."""
-    if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
-        return study.best_trials
-    return []
+    if not any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
+        return []
+    if len(study.directions) == 1:
+        return [study.best_trial]
+    return [trial for trial in study.best_trials if "same_as" not in trial.user_attrs]
 
 
 def _storage(place: Place) -> BaseStorage:
     if place.journal is not None:
         place.journal.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(place.journal)
         return JournalStorage(JournalFileBackend(str(place.journal)))
     with warnings.catch_warnings():
         # The heartbeat is what finds trials whose machine died; that its interface may change is no news to users.
@@ -258,6 +273,21 @@ def _storage(place: Place) -> BaseStorage:
             grace_period=int(PATIENCE_SECONDS),
             heartbeat_stale_trial_callback=resubmit,
         )
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Remove what a full disk or a power cut left of a line; Optuna would write behind it, and read neither again."""
+    if not journal.is_file() or not journal.stat().st_size:
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        with journal.open("rb+") as handle:
+            content = handle.read()
+            if not content.endswith(b"\n"):
+                handle.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _first_contact(place: Place) -> Any:

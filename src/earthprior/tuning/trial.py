@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -14,19 +15,20 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from earthprior import build, naming
+from earthprior import build, identity, naming
 from earthprior.chips.selection import JUDGED_CHIPS, spread
-from earthprior.errors import EarthPriorError, ParamsError, Pruned
+from earthprior.errors import CodeChangedError, ParamsError, Pruned
 from earthprior.evaluation import probing
 from earthprior.files import write_atomic
 from earthprior.journal import Journal
 from earthprior.params import Params, TuneParams, active, load
-from earthprior.params.editing import overlay, plain
+from earthprior.params.editing import overlay_text, plain
 from earthprior.tracking import Tracker, open_tracker
+from earthprior.training.checkpoint import ACCEPT_CODE
 from earthprior.training.distributed import World, only_writer
 from earthprior.training.session import Home, Hooks, Run, Session, Trained, prepare_torch
 from earthprior.training.stop import StopRequest
-from earthprior.tuning.space import suggest
+from earthprior.tuning.space import held_values, suggest
 from earthprior.tuning.study import folder_name
 
 LEVEL = "gain_db/"
@@ -41,10 +43,9 @@ class Context:
         folder: The study's.
         study: Its name.
         params: Of params.yaml.
-        params_path: The params.yaml that trials differ from, as it was when the search began.
+        params_text: The params.yaml that trials differ from, as it was when the search began.
         tune: Its section `tune`.
-        settings: What trials have otherwise than params.yaml although it is not searched, by dotted key.
-        parent_run_id: The study's run in MLflow, or None while MLflow is silent.
+        settings: What trials have beside what is searched, by dotted key: all that their bits depend on here.
         missing_levels: Noise levels that params.yaml's own schedule does not reach.
         worker: The name of this process.
     """
@@ -53,10 +54,9 @@ class Context:
     folder: Path
     study: str
     params: Params
-    params_path: Path
+    params_text: str
     tune: TuneParams
     settings: Mapping[str, Any]
-    parent_run_id: str | None
     missing_levels: frozenset[str]
     worker: str
 
@@ -71,11 +71,14 @@ def run_trial(trial: optuna.Trial, context: Context, stop: StopRequest) -> tuple
     """
     began = time.monotonic()
     trial.set_user_attr("worker", context.worker)
-    settings = {**context.settings, **suggest(trial, context.params, context.tune)}
+    drawn = suggest(trial, context.params, context.tune)
+    held = held_values(context.params, context.tune, drawn)
+    # One that goes on from another has that one's settings, its threads among them.
+    settings = trial.user_attrs.get("settings") or {**context.settings, **held, **drawn}
     trial.set_user_attr("settings", settings)
     folder = context.folder / str(trial.user_attrs.get("folder", folder_name(trial.number)))
     folder.mkdir(parents=True, exist_ok=True)
-    text, _ = overlay(context.params_path, settings, "params.yaml with this trial")
+    text, _ = overlay_text(context.params_text, settings, "params.yaml with this trial")
     write_atomic(folder / "params.yaml", text)
     params = load(folder / "params.yaml")
     told = ", ".join(f"{key} {plain(value)}" for key, value in settings.items())
@@ -83,13 +86,23 @@ def run_trial(trial: optuna.Trial, context: Context, stop: StopRequest) -> tuple
     prepare_torch(params.threads)
     run = Run.of(params, context.root)
     trial.set_user_attr("fingerprint", run.fingerprint)
-    if (twin := _twin(trial, run.fingerprint)) is not None:
+    code = identity.code_hash().digest[:12]
+    trial.set_user_attr("code", code)
+    if (twin := _twin(trial, run.fingerprint, code)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
         return twin
     attempt = _Attempt(trial, context, params)
     home = Home(context.root, folder / "state", folder / "results", folder / "params.yaml")
     hooks = Hooks(attempt.open_run, attempt.validated, attempt.trained)
+    device, accepted = build.device(params), bool(os.environ.get(ACCEPT_CODE))
     with only_writer(home.folder, World()):
-        delivered = Session(run, home, hooks, build.device(params), World()).run(stop)
+        try:
+            delivered = Session(run, home, hooks, device, World()).run(stop, accepted)
+        except CodeChangedError as error:
+            print(f"trial {trial.number} begins anew: {error}", file=sys.stderr, flush=True)
+            for path in set(home.folder.iterdir()) - {home.folder / "lock", home.folder / "owner"}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            delivered = Session(run, home, hooks, device, World()).run(stop)
     trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
     if delivered:
         # MLflow has all of it; a study of hundreds of trials would otherwise keep every network twice.
@@ -97,14 +110,15 @@ def run_trial(trial: optuna.Trial, context: Context, stop: StopRequest) -> tuple
     return attempt.values
 
 
-def _twin(trial: optuna.Trial, fingerprint: str) -> tuple[float, ...] | None:
-    """The values of a finished trial of the same fingerprint: the same bits would come out again."""
+def _twin(trial: optuna.Trial, fingerprint: str, code: str) -> tuple[float, ...] | None:
+    """The values of a finished trial of the same fingerprint and code: the same bits would come out again."""
     for other in trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if other.user_attrs.get("fingerprint") == fingerprint and other.number != trial.number:
+        attributes = other.user_attrs
+        if (attributes.get("fingerprint"), attributes.get("code")) == (fingerprint, code):
             trial.set_user_attr("same_as", other.number)
             for name in ("gain_db", "best_epoch", "mlflow_run_id"):
-                if name in other.user_attrs:
-                    trial.set_user_attr(name, other.user_attrs[name])
+                if name in attributes:
+                    trial.set_user_attr(name, attributes[name])
             return tuple(other.values)
     return None
 
@@ -120,19 +134,21 @@ class _Attempt:
         """The trial's MLflow run, nested in the study's.
 
         Raises:
-            EarthPriorError: The noise schedule does not reach the levels that the study compares at.
+            Pruned: The noise schedule does not reach the levels that the study compares at; as a failure the sampler
+                would learn nothing of it.
         """
         missing = set(filter(None, tags.get("levels_missing", "").split(", "))) - self.context.missing_levels
         if missing and self.context.tune.metric != "probe":
-            raise EarthPriorError(
+            raise Pruned(
                 f"the noise schedule does not reach rho {', '.join(sorted(missing))}, so the mean gain would compare "
                 "with no other trial's"
             )
         own = {"optuna.study": self.context.study, "optuna.trial": str(self.trial.number)}
-        if self.context.parent_run_id:
-            own["mlflow.parentRunId"] = self.context.parent_run_id
+        if parent := self.trial.study.user_attrs.get("mlflow_run_id"):
+            own["mlflow.parentRunId"] = str(parent)
         settings = self.trial.user_attrs["settings"]
-        name = naming.titled(folder_name(self.trial.number), naming.differences(settings, {}))
+        searched = {key: settings[key] for key in settings if key in self.context.tune.space}
+        name = naming.titled(folder_name(self.trial.number), naming.differences(searched, {}))
         return open_tracker(self.context.root, name, active(self.params), {**tags, **own}, journal, join=False)
 
     def validated(self, row: Mapping[str, float], tracker: Tracker) -> None:
@@ -141,12 +157,11 @@ class _Attempt:
         Raises:
             Pruned: They do.
         """
-        if self.context.tune.metric == "both":
-            return
         epoch = int(row["epoch"])
-        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
-        if epoch not in known:
-            self.trial.report(self._gain(row), epoch)
+        self.trial.set_user_attr("epoch", epoch)
+        if self.context.tune.metric != "gain":
+            return
+        self.trial.report(self._gain(row), epoch)
         if epoch < self.params.epochs and self.trial.should_prune():
             tracker.set_tags({"optuna.state": "PRUNED"})
             raise Pruned(f"pruned after epoch {epoch} of {self.params.epochs}")
@@ -158,7 +173,7 @@ class _Attempt:
             EarthPriorError: The probe cannot be judged.
         """
         best = trained.outcome.history[trained.outcome.best_epoch - 1]
-        gain = self._gain(best)
+        gain = self._gain(best) if self.context.tune.metric != "probe" else math.nan
         self.trial.set_user_attr("best_epoch", trained.outcome.best_epoch)
         levels = {name.removeprefix(LEVEL): value for name, value in best.items() if name.startswith(f"{LEVEL}rho_")}
         self.trial.set_user_attr("gain_db", levels)

@@ -8,13 +8,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import optuna
 import torch
 from filelock import FileLock
 from optuna.trial import TrialState
 
-from earthprior.errors import DataError, DivergedError, EarthPriorError, Interrupted, Pruned, StorageError
+from earthprior.errors import DataError, DivergedError, EarthPriorError, HeldError, Interrupted, Pruned, StorageError
 from earthprior.training.stop import StopRequest
 from earthprior.tuning.study import Place, count, folder_name, resubmit, take_up_stale, values_text
 from earthprior.tuning.trial import Context, run_trial
@@ -52,6 +53,7 @@ class Worker:
             EarthPriorError: Most trials fail, or the data or the disk is at fault, which no other trial would mend.
         """
         waiting = False
+        failed_before = count(self.study).failed
         while True:
             if self.stop.signal_number:
                 raise Interrupted("stopped between trials", self.stop.signal_number)
@@ -62,11 +64,15 @@ class Worker:
                 now = count(self.study)
                 if now.done >= wanted:
                     return
-                if now.failed >= FEW and now.failed > now.done:
-                    raise EarthPriorError(f"{now.failed} trials failed and {now.done} did not: {self._reasons()}")
+                failed = now.failed - failed_before
+                if failed >= FEW and failed > now.done:
+                    raise EarthPriorError(
+                        f"{failed} trials failed and {now.done} did not: {self._reasons()}. Mend this; the same "
+                        "command goes on"
+                    )
                 if now.done + now.running < wanted:
                     waiting = False
-                    self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
+                    self._one_trial()
                 elif not waiting:
                     waiting = True
                     logger.info("tune: other processes run the last %d trials; waiting for them", now.running)
@@ -79,20 +85,38 @@ class Worker:
             if self.ending is not None:
                 raise self.ending
 
+    def _one_trial(self) -> None:
+        try:
+            self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+            # Silent for too long (a suspended machine, a file system that was away), so others took the trial for
+            # abandoned, and Optuna will not be told of it twice.
+            if "Cannot tell" not in str(error) and not isinstance(error, optuna.exceptions.UpdateFinishedTrialError):
+                raise
+            logger.info("a trial was taken up by another process while this one was silent; going on with the next")
+
     def _objective(self, trial: optuna.Trial) -> Sequence[float]:
         """What Optuna maximizes; whatever goes wrong is the trial's, with its reason."""
         # The trial is asked for, so that others may count it.
         self.lock.release()
         try:
             values = run_trial(trial, self.context, self.stop)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            raise
+        except HeldError as error:
+            # Its owner is alive after all; the folder is the owner's.
+            self._again(trial, died=True)
+            self._note(trial, error)
+            time.sleep(POLL_SECONDS)
+            raise
         except (Pruned, DivergedError) as error:
             # What diverges counts as pruned: the sampler then keeps away from there, of failures it learns nothing.
             self._note(trial, error)
             self._forget(trial)
             raise optuna.TrialPruned(str(error)) from None
         except (Interrupted, StorageError) as error:
+            self._again(trial, died=False)
             self._note(trial, error)
-            resubmit(self.study, self.study.get_trials(deepcopy=False)[trial.number])
             self.ending = error
             raise
         except DataError as error:
@@ -109,7 +133,8 @@ class Worker:
             torch.cuda.empty_cache()
             raise
         except Exception as error:
-            traceback.print_exc()
+            with suppress(OSError):
+                traceback.print_exc()
             self._note(trial, error)
             raise
         known = trial.user_attrs.get("same_as")
@@ -117,12 +142,16 @@ class Worker:
         logger.info("trial %d: %s%s", trial.number, values_text(self.study, values), same)
         return values
 
+    def _again(self, trial: optuna.Trial, died: bool) -> None:
+        resubmit(self.study, self.study.get_trials(deepcopy=False)[trial.number], died)
+
     def _note(self, trial: optuna.Trial, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         trial.set_user_attr(
             "reason", reason if isinstance(error, EarthPriorError) else f"{type(error).__name__}: {reason}"
         )
-        print(f"trial {trial.number}: {reason}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"trial {trial.number}: {reason}", file=sys.stderr, flush=True)
 
     def _forget(self, trial: optuna.Trial) -> None:
         """Delete the state of a trial that nobody will go on from."""
