@@ -94,7 +94,7 @@ def test_runs_without_history_leave_words(page: Any, content: dict[str, Any], tm
     assert "base64" not in html
     html = page(runs[0], recorded("three", tmp_path, content, history=history(-0.1)))
     assert "No training history is kept of A." in html
-    assert "B has the best validation gain, -0.10 dB over the linear filter; of no other run is it known." in html
+    assert "B has the best validation gain, -0.10 dB over the linear filter; of no other training is it known." in html
     assert 'class="verdict below"' in html
 
 

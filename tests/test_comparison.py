@@ -151,5 +151,5 @@ def test_what_keeps_runs_from_comparing_is_said(
 
 def test_two_names_of_one_training_are_found_out(compared: Any, content_of: Any) -> None:
     runs = compared(*[(content_of(), {"run_id": run_id}) for run_id in ("x", "y", "x", None, None)])
-    assert same_trainings(runs) == ["A, C are one training (MLflow run x): only what was evaluated can differ."]
+    assert same_trainings(runs) == ["A, C are one training: only what was evaluated can differ."]
     assert cautions(runs) == []

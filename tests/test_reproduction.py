@@ -141,7 +141,7 @@ def test_numbers_move_from_best_epoch_to_best_epoch(tmp_path: Path) -> None:
         ({"code": ["a.py"]}, "code differs"),
         ({"code": ["a.py"], "hardware": ["cpu"], "packages": None}, "code and hardware differ (packages not recorded)"),
         ({"packages": None, "hardware": None}, "nothing that was recorded differs, but packages, hardware were not"),
-        ({"code": [], "data": []}, "nothing that is known differs, so some computation is not the same twice"),
+        ({"code": [], "data": []}, "nothing that was recorded differs"),
     ],
 )
 def test_the_verdict_is_one_line(causes: Mapping[str, list[str] | None], verdict: str) -> None:

@@ -17,8 +17,11 @@ from earthprior.errors import EarthPriorError
 from earthprior.identity import data_version
 from earthprior.recorded import RecordedRun
 
-# What a shell or a stage around this one has set for another run.
-FOREIGN = re.compile(r"DVC_(EXP|STAGE|ROOT|STUDIO).*|MLFLOW_(RUN_ID|EXPERIMENT.*|TRACKING.*)|EARTHPRIOR_.*|PYTHONPATH")
+# What a shell, a stage or a git hook around this one has set for another run, or for another repository.
+FOREIGN = re.compile(
+    r"DVC_(EXP|STAGE|ROOT|STUDIO).*|MLFLOW_(RUN_ID|EXPERIMENT.*|TRACKING.*)|EARTHPRIOR_.*|PYTHONPATH"
+    r"|GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|ALTERNATE.*|PREFIX|NAMESPACE)"
+)
 
 
 def call(command: Sequence[str], folder: Path, quiet: bool = False) -> int:
@@ -60,6 +63,14 @@ def get_chips(root: Path, then: RecordedRun, copy: Path) -> None:
             out["nfiles"] = nfiles
         _write_yaml(copy / "data.dvc", {"outs": [out]})
     remotes = _configure_dvc(root, copy)
+    try:
+        _fetch_chips(then, copy, remotes)
+    finally:
+        # It may hold the remotes' passwords.
+        (copy / ".dvc/config.local").unlink(missing_ok=True)
+
+
+def _fetch_chips(then: RecordedRun, copy: Path, remotes: Sequence[str]) -> None:
     dvc = [sys.executable, "-m", "dvc"]
     if call([*dvc, "checkout", "--quiet", "data.dvc"], copy, quiet=True) == 0:
         return
@@ -78,9 +89,12 @@ def _configure_dvc(root: Path, copy: Path) -> list[str]:
     from dvc.config import Config
 
     config = Config(dvc_dir=str(root / ".dvc"))
+    (copy / ".dvc/config.local").touch(0o600)
     remotes: dict[str, Any] = dict(config["remote"])
     default = config["core"].get("remote")
     with Config(dvc_dir=str(copy / ".dvc")).edit("local", validate=False) as local:
+        # Its file states, too, go with it.
+        local["core"]["site_cache_dir"] = str(copy / ".dvc/site")
         local["cache"]["dir"] = str(config["cache"].get("dir") or root / ".dvc/cache")
         for name, settings in remotes.items():
             local["remote"][name] = dict(settings)
@@ -88,10 +102,19 @@ def _configure_dvc(root: Path, copy: Path) -> list[str]:
 
 
 def write_params(root: Path, then: RecordedRun, copy: Path) -> None:
-    """Give the copy the run's params, and the file of weights that they may name."""
+    """Give the copy the run's params, and the file of weights that they may name.
+
+    Raises:
+        EarthPriorError: They name a file by a path that leads out of the project.
+    """
     _write_yaml(copy / "params.yaml", dict(then.content))
     weights = then.content.get("perceptual", {}).get("weights")
     if weights and "://" not in weights and not (copy / weights).exists() and (root / weights).is_file():
+        if not (copy / weights).resolve().is_relative_to(copy.resolve()):
+            raise EarthPriorError(
+                f"run {then.asked}: perceptual.weights {weights} leads out of the project; put the file into it, under "
+                "the name that the run had, or give it by its absolute path or URL"
+            )
         (copy / weights).parent.mkdir(parents=True, exist_ok=True)
         (copy / weights).symlink_to(root / weights)
 

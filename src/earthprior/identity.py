@@ -15,7 +15,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -35,7 +35,6 @@ FORMAT_VERSION = 1
 CLOCK_SECONDS = 60.0
 
 TRAINING = "stages/pretrain.py"
-STAGES = ("stages/stats.py", TRAINING, "stages/evaluate.py")
 # What training imports although it cannot change a weight: it records, names and shows.
 WITHOUT_EFFECT_ON_WEIGHTS = (
     "__init__.py",
@@ -52,7 +51,10 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "training/progress.py",
 )
 
-PACKAGES = ("torch", "numpy", "pandas", "rasterio", "mlflow", "dvc", "diffusers", "scikit-image", "scikit-learn")
+PACKAGES = (
+    "torch", "numpy", "scipy", "pandas", "rasterio", "mlflow", "dvc", "optuna", "diffusers", "pytorch-optimizer",
+    "safetensors", "scikit-image", "scikit-learn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,17 @@ def dvc_experiment() -> str | None:
     return os.environ.get("DVC_EXP_NAME") or None
 
 
-def code_hash(package: Path | None = None, entries: Sequence[str] = (TRAINING,)) -> CodeHash:
+def code_hash(package: Path | None = None) -> CodeHash:
     """Hash the modules that training comes to import, except those in WITHOUT_EFFECT_ON_WEIGHTS.
 
     What `stats` computes needs no hash of its code: it enters the fingerprint by stats.json itself.
 
     Args:
         package: The package's folder; this package by default.
-        entries: The modules to start from.
     """
     package = package or Path(__file__).parent
     found: set[str] = set()
-    waiting = list(entries)
+    waiting = [TRAINING]
     while waiting:
         name = waiting.pop()
         if name not in found and name not in WITHOUT_EFFECT_ON_WEIGHTS:
@@ -193,9 +194,9 @@ def recorded_environment(setting: Mapping[str, str]) -> dict[str, Any]:
         setting: What changes how numbers round: device, precision, number of processes.
 
     Returns:
-        `environment()`, with `setting` and, as `code`, the SHA-256 of each file that a stage runs.
+        `environment()`, with `setting` and, as `code`, the SHA-256 of each file that can change weights.
     """
-    return {**environment(), "setting": dict(setting), "code": dict(code_hash(entries=STAGES).files)}
+    return {**environment(), "setting": dict(setting), "code": dict(code_hash().files)}
 
 
 def identity_tags(root: Path, fingerprint: str, code: CodeHash | None = None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from earthprior.diffusion.gain import RHOS
 from earthprior.errors import ParamsError
+from earthprior.files import sha256_file
 from earthprior.params import Params, active, evaluation, flatten, known_keys, parse
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ABSENT = object()
 """Stands where a run does not have a key."""
 
+OTHER_PIXELS = ("data.nodata", "data.on_bad_chip", "data.max_bad_fraction")
 OTHER_WINDOWS = ("data.crop_px", "data.chip_size", "data.buffer")
 
 
@@ -135,18 +137,19 @@ def evaluated_gain(run: Compared, rhos: Sequence[float]) -> float | None:
 def same_trainings(runs: Sequence[Compared]) -> list[str]:
     """Which of the runs are one training under two names, a sentence for each such training."""
     return [
-        f"{letters} are one training (MLflow run {run_id}): only what was evaluated can differ."
-        for run_id, letters in _split(runs, lambda run: run.run.run_id).items()
-        if run_id and "," in letters
+        f"{letters} are one training: only what was evaluated can differ."
+        for training, letters in _split(runs, training_of).items()
+        if training and "," in letters
     ]
 
 
 def cautions(runs: Sequence[Compared]) -> list[str]:
     """What keeps the runs' numbers from comparing, a sentence each; none where they compare directly."""
     found = []
-    versions = _split(runs, lambda run: run.run.data_md5)
+    versions = _split(runs, _chips)
     if len(versions) > 1:
-        told = "; ".join(f"{letters} on {md5[:8] if md5 else 'one not recorded'}" for md5, letters in versions.items())
+        names = {letters: name[:8] if name else "one not recorded" for name, letters in versions.items()}
+        told = "; ".join(f"{letters} on {name}" for letters, name in names.items())
         found.append(f"They were trained and validated on different versions of the chips ({told}).")
     if _apart(runs, ("data.bands", "data.image_columns")):
         found.append("They see other bands, so their gains are about other imagery.")
@@ -159,10 +162,29 @@ def cautions(runs: Sequence[Compared]) -> list[str]:
         found.append(
             "They normalize differently. Gains are measured in normalized units, where bands then weigh differently."
         )
+    if _apart(runs, OTHER_PIXELS):
+        found.append("They leave out other chips or other pixels (data.nodata, data.on_bad_chip).")
+    if _apart(runs, ("precision",)):
+        found.append("They calculate in different precision.")
+    code = _split(runs, lambda run: str(sorted(run.run.read("environment.json").get("code", {}).items())) or None)
+    if len(code) > 1:
+        found.append(f"They were made by different code ({'; '.join(code.values())}); reproduce names the files.")
     if _apart(runs, OTHER_WINDOWS):
         found.append("They see crops of different width, and each is compared with a linear filter of its own width.")
     found += _missing(runs)
     return found
+
+
+def _chips(run: Compared) -> str | None:
+    """What the run's chips are: DVC's version, and the catalog, which says which of them validate."""
+    catalog = run.run.read("config.json").get("data", {}).get("catalog_sha256")
+    return " ".join(filter(None, [run.run.data_md5, catalog])) or None
+
+
+def training_of(run: Compared) -> str | None:
+    """What tells one training from another: its weights, or its MLflow run where they are not kept."""
+    weights = run.run.folder / "network.safetensors"
+    return sha256_file(weights) if weights.is_file() else run.run.run_id
 
 
 def _missing(runs: Sequence[Compared]) -> list[str]:

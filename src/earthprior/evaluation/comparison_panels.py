@@ -104,6 +104,8 @@ def _fitting(run: Compared, params: Params) -> _Fitting | str:
         trained = parse(read_json(run.run.folder / "config.json")["params"], "config.json")
     except EarthPriorError as error:
         return f"this code cannot rebuild its network. {_on_a_line(error)}"
+    except (KeyError, ValueError):
+        return "its config.json is damaged."
     for key in ("bands", "image_columns"):
         theirs, ours = getattr(trained.data, key), getattr(data, key)
         if theirs != ours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,11 @@ from earthprior.figures.curves import RUN_STYLES
 from earthprior.files import write_atomic
 from earthprior.params import Params
 from earthprior.params.editing import plain
+from earthprior.recorded import RUN_ID
 from earthprior.report import SCORE_NAMES, Number, Picture, Report, Section, Table, count, number, render, signed
+
+LONGEST = 24
+"""Of a run in the name of a page."""
 
 MOST = len(RUN_STYLES)
 HEAD_LENGTH = 24
@@ -42,7 +47,7 @@ def run(params: Params, root: Path, asked: Sequence[str], chips: int, out: Path 
     """
     _check(asked)
     torch.set_num_threads(params.threads)
-    path = out or root / "work/compare" / f"{'-'.join(map(_slug, asked))}.html"
+    path = out or root / "work/compare" / f"{_page(asked)}.html"
     with tempfile.TemporaryDirectory(prefix="earthprior-compare-") as temporary:
         found = [recorded.find(root, name, Path(temporary) / str(place)) for place, name in enumerate(asked)]
         runs = comparison.beside(found, params)
@@ -71,19 +76,30 @@ def _check(asked: Sequence[str]) -> None:
         raise EarthPriorError(f"run {twice[0]} is named twice, and would only equal itself; {LISTS}")
 
 
+def _page(asked: Sequence[str]) -> str:
+    """The page's name; where the runs' are cut, what was cut off tells one page from another."""
+    slugs = [_slug(name) for name in asked]
+    whole = all(len(name) <= LONGEST or RUN_ID.fullmatch(name) for name in asked)
+    cut = [] if whole else [hashlib.sha256("\n".join(asked).encode()).hexdigest()[:6]]
+    return "-".join([*slugs, *cut])
+
+
 def _slug(asked: str) -> str:
     """Part of a file's name; of an MLflow id the beginning."""
     text = re.sub(r"[^\w.=]+", "-", asked).strip("-.") or "run"
-    return text[:8] if re.fullmatch(r"[0-9a-f]{32}", text) else text[:24]
+    return text[:8] if RUN_ID.fullmatch(text) else text[:LONGEST]
 
 
 def _report(runs: Sequence[Compared], sections: Sequence[Section]) -> Report:
     gains = {run.letter: gain for run in runs if (gain := _best_gain(run, runs)) is not None}
+    trainings = {comparison.training_of(run) or run.letter: run.letter for run in reversed(runs)}
+    # One training under several names is no rival of its own.
+    ranked = {letter: gain for letter, gain in gains.items() if letter in trainings.values()}
     pair = len(runs) == 2
     return Report(
         title=f"EarthPrior: {' against '.join(run.run.title for run in runs) if pair else f'{len(runs)} runs'}",
         subtitle="; ".join(run.name for run in runs),
-        verdict=_verdict(gains, fair=not comparison.cautions(runs)),
+        verdict=_verdict(ranked, fair=not comparison.cautions(runs)),
         below=max(gains.values(), default=0.0) <= 0,
         numbers=[
             Number(run.name, f"{signed(gains[run.letter])} dB", f"validation gain, epoch {_best_epoch(run)}")
@@ -101,7 +117,7 @@ def _verdict(gains: Mapping[str, float], fair: bool) -> str:
         return "No validation gain was recorded of any of these runs."
     text = f"{ranked[0]} has the best validation gain, {signed(gains[ranked[0]])} dB over the linear filter"
     if len(ranked) == 1:
-        return f"{text}; of no other run is it known."
+        return f"{text}; of no other training is it known."
     ahead = gains[ranked[0]] - gains[ranked[1]]
     # What rounds to nothing is nothing to claim.
     text += f", {ahead:.2f} dB ahead of {ranked[1]}." if ahead >= 0.005 else f", and {ranked[1]} equals it to 0.01 dB."

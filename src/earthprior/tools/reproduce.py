@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -65,7 +66,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _orderly_stop() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does: in an orderly way.
+    """SIGTERM, and a terminal that is closed, end the work as Ctrl-C does: in an orderly way.
 
     Raises:
         Interrupted: By either.
@@ -74,17 +75,18 @@ def _orderly_stop() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        received = signal.SIGTERM
+        received = signal.Signals(number)
         # Which nothing on the way takes for a fault of its own.
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted("stopped before the run was made again", received) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -124,9 +126,12 @@ def _commit(root: Path, then: RecordedRun, scratch: Path) -> str:
     assert then.commit is not None, "_check comes first"
     if then.experiment and then.experiment != then.asked and recorded.experiment_commit(root, then.experiment):
         made = recorded.find(root, then.experiment, scratch)
-        alike = [run.read("config.json").get("fingerprint") for run in (then, made)]
-        code = [run.read("environment.json").get("code") for run in (then, made)]
-        if made.commit and alike[0] == alike[1] and code[0] == code[1]:
+
+        def who(run: RecordedRun) -> list[Any]:
+            """A name may have been used again; what the training is made of says nothing of its evaluation."""
+            return [run.read("config.json").get("fingerprint"), run.read("environment.json").get("code"), run.metrics]
+
+        if made.commit and who(then)[0] and who(then) == who(made):
             return made.commit
     return then.commit
 
@@ -140,6 +145,8 @@ def _run_stages(then: RecordedRun, copy: Path) -> None:
         raise EarthPriorError(
             f"run {then.asked}: dvc.yaml of its commit has no stages {', '.join(wanted)}; it cannot be made again"
         ) from None
+    # Those that its commit holds must not be taken for what comes out now.
+    shutil.rmtree(copy / "results", ignore_errors=True)
     for place, (name, command) in enumerate(commands.items(), 1):
         _say(f"stage {name} ({place} of {len(wanted)})")
         if code := checkout.call(command, copy):
@@ -184,6 +191,9 @@ def _report(then: RecordedRun, now: RecordedRun, copy: Path) -> None:
         print(f"  {name:<21}{absent if same is None else 'identical' if same else 'differs'}")
     numbers = reproduction.moved(then, now)
     if False not in outs.values():
+        if outs["network.safetensors"] is None:
+            kept = ", ".join(name for name, same in outs.items() if same)
+            raise EarthPriorError(f"run {then.title}: {kept} identical, but its weights were not kept to compare")
         print(f"\nidentical: {_praise(then, outs)}")
         return
     _print_moved(numbers)
@@ -217,7 +227,7 @@ def _blame(causes: Sequence[Cause]) -> str:
         return text + (f" ({', '.join(unknown)} not recorded)" if unknown else "")
     if unknown:
         return f"nothing that was recorded differs, but {', '.join(unknown)} were not recorded"
-    return "nothing that is known differs, so some computation is not the same twice"
+    return "nothing that was recorded differs, which the code of stats and evaluate is not; or it is not the same twice"
 
 
 def _headline(numbers: Sequence[Moved]) -> str:

@@ -8,6 +8,7 @@ parent. Killed and started again, it goes on; started several times or on severa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
@@ -196,7 +197,7 @@ class _Search:
             self.root,
             f"study {self.place.name}",
             {**declared, **spaces, **told},
-            {"optuna.study": self.place.name, "optuna.storage": self.place.shown},
+            {"optuna.study": self.place.name, "optuna.storage": self.place.shown_from(main_root(self.root))},
             resume=RunRef.from_json(ref) if ref else None,
             log_system_metrics=False,
         )
@@ -233,7 +234,11 @@ class _Search:
         best = -float("inf")
         for trial in self.study.get_trials(deepcopy=False, states=studies.DONE[:1]):
             best = max(best, trial.values[0])
-            tracker.log({"study/best_" + self.tune.metric.replace("both", "gain"): best}, trial.number)
+            name = self.tune.metric.replace("both", "gain")
+            tracker.log({f"study/best_{name}": best}, trial.number)
+        if self.tune.metric != "probe" and math.isfinite(best):
+            # By which the table of runs is sorted.
+            tracker.log({"val/gain_db/best": best}, 0)
         for path in sorted(report.parent.iterdir()) if report else []:
             tracker.log_artifact(path, "" if path.is_dir() else "study")
         tracker.close(status)

@@ -73,6 +73,10 @@ class Place:
         """The storage as `optuna-dashboard` takes it, without secrets."""
         return redacted(self.storage)
 
+    def shown_from(self, home: Path) -> str:
+        """`shown`, a path in this checkout without what is before it."""
+        return self.shown.replace(f"{home}/", "")
+
     def lock(self) -> FileLock:
         """Held while a trial is asked for, so that no more are begun than wanted."""
         return FileLock(self.folder / "lock")

@@ -198,6 +198,5 @@ class _Attempt:
         if not result.scores:
             raise ParamsError(f"tune.metric {self.context.tune.metric} needs a probe: {result.reason}")
         scores = result.scores["network"]
-        step = int(trained.outcome.history[-1]["step"])
-        trained.tracker.log({f"evaluate/probe/network/{kind}": value for kind, value in scores.items()}, step)
+        trained.tracker.log({f"evaluate/probe/network/{kind}": value for kind, value in scores.items()}, 0)
         return float(next(iter(scores.values())))
