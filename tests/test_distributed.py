@@ -161,7 +161,8 @@ def test_two_processes_train_one_network_as_one_process_would(made: Path, params
         torch.testing.assert_close(first["average"][name], value, rtol=1e-3, atol=1e-5)
 
     assert sorted(path.name for path in (root / "results/pretrain").iterdir()) == [
-        "config.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors",
+        "config.json", "environment.json", "history.csv", "linear.safetensors", "mlflow_run.json",
+        "network.safetensors",
     ]  # fmt: skip
     trained, _ = build.pretrained_task(root / "results/pretrain")
     assert bits(trained.network.state_dict()) == bits(first["best"])

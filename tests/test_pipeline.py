@@ -34,7 +34,7 @@ def record(self, name):
     kind = type(self)
     key = sections.get(kind, "") + name
     told = {*kind.model_fields, "read_px", "train_px", "model_dump"} - {part[:-1] for part in sections.values()}
-    if name in told and sys._getframe(1).f_code.co_filename != params.__file__:
+    if name in told and Path(params.__file__).parent not in Path(sys._getframe(1).f_code.co_filename).parents:
         reads.add(key)
     return look(self, name)
 loaded, root, found = params.load(Path("params.yaml")), Path.cwd(), {}
@@ -140,7 +140,7 @@ def test_an_experiment_reruns_what_its_parameter_touches(project: Project) -> No
     assert (type(lr), lr) == (float, 1e-5)
     run_id = read_json(project.root / "results/pretrain/mlflow_run.json")["run_id"]
     assert project.mlflow(f"select value from params where run_uuid = '{run_id}' and key = 'lr'") == [("1e-05",)]
-    assert project.mlflow(f"select name from runs where run_uuid = '{run_id}'") == [("slow",)]
+    assert project.mlflow(f"select name from runs where run_uuid = '{run_id}'") == [("slow: lr=1e-05",)]
 
 
 def test_evaluation_parameters_rerun_evaluate_alone(project: Project) -> None:

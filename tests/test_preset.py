@@ -89,7 +89,7 @@ def test_what_changed_is_printed_and_a_second_time_nothing_does(root: Path, caps
     assert f"  lr: {old.lr:g} -> 0.125\n" in first
     assert f"  data.crop_px: {old.data.crop_px} -> null\n" in first
     low, high = old.augmentation.contrast_range or (0, 0)
-    assert f"  augmentation.contrast_range: [{low:g}, {high:g}] -> [0.5, 2]\n" in first
+    assert f"  augmentation.contrast_range: [{low}, {high}] -> [0.5, 2.0]\n" in first
     written = (root / "params.yaml").read_bytes()
     preset.run("mine", root)
     assert "changed 0 of its 4 values" in capsys.readouterr().out

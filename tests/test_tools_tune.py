@@ -199,9 +199,8 @@ def test_a_killed_process_costs_nothing(project: MakeProject) -> None:
     assert not checkpoints.exists() or not list(checkpoints.glob("ckpt-*"))
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite:///studies.db"])
-def test_several_processes_share_a_fresh_study(project: MakeProject, storage: str | None) -> None:
-    root, params = project(epochs=1, tune__trials=3, tune__storage=storage, threads=2)
+def test_several_processes_share_a_fresh_study(project: MakeProject) -> None:
+    root, params = project(epochs=1, tune__trials=3, threads=2)
     done = start(root, "--jobs", "2")
     said, _ = done.communicate(timeout=60)
     assert done.returncode == 0, said
