@@ -116,7 +116,7 @@ def evaluate() -> None:
 
 
 @main.command()
-@click.option("--trials", type=click.IntRange(1), help="How many the study shall have; by default tune.trials.")
+@click.option("--trials", type=click.IntRange(1), help="How many the study shall have in all; by default tune.trials.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, sharing GPUs, threads.")
 @click.option("--record/--no-record", default=True, help="Run the best trial as a DVC experiment at the end.")
 @click.option("--apply", is_flag=True, help="Write the best trial into params.yaml instead of searching.")

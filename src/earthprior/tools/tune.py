@@ -8,7 +8,6 @@ parent. Killed and started again, it goes on; started several times or on severa
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import sys
@@ -178,6 +177,8 @@ class _Search:
         now = studies.count(self.study)
         metrics = " and ".join(self.study.user_attrs["metrics"])
         begun = f", {now.done} done before" if now.done else ""
+        if now.done >= wanted:
+            begun += ": nothing is left to train (--trials is how many there shall be in all)"
         print(
             f"study {self.place.name}: {wanted} trials of {self.epochs} epochs{begun}, for the best {metrics}\n"
             f"searched: {', '.join(self.tune.space)}\n"
@@ -235,10 +236,9 @@ class _Search:
         for trial in self.study.get_trials(deepcopy=False, states=studies.DONE[:1]):
             best = max(best, trial.values[0])
             name = self.tune.metric.replace("both", "gain")
-            tracker.log({f"study/best_{name}": best}, trial.number)
-        if self.tune.metric != "probe" and math.isfinite(best):
-            # By which the table of runs is sorted.
-            tracker.log({"val/gain_db/best": best}, 0)
+            # The table of runs is sorted by the second.
+            sorted_by = {} if name == "probe" else {"val/gain_db/best": best}
+            tracker.log({f"study/best_{name}": best, **sorted_by}, trial.number)
         for path in sorted(report.parent.iterdir()) if report else []:
             tracker.log_artifact(path, "" if path.is_dir() else "study")
         tracker.close(status)
@@ -295,7 +295,8 @@ def apply(params: Params, root: Path, number: int | None) -> None:
 
 def command(study: str, trial: FrozenTrial) -> str:
     """The line that repeats a trial as a DVC experiment."""
-    return shlex.join(["dvc", "exp", "run", *arguments(study, trial)])
+    # Without its name: the trial may be recorded under it already.
+    return shlex.join(["dvc", "exp", "run", *arguments(study, trial)[2:]])
 
 
 def _chosen(study: Study, number: int | None) -> FrozenTrial:
