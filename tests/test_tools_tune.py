@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
@@ -41,11 +42,15 @@ MakeProject = Callable[..., tuple[Path, Params]]
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without MLflow, which has a test of its own, and without what a developer's shell may say."""
+    # Trials set torch's threads, and other tests compare digits.
+    before = torch.get_num_threads()
     monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
     for name in ("DVC_STAGE", "DVC_EXP_NAME", "WORLD_SIZE", "EARTHPRIOR_TUNE_JOB", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
