@@ -117,6 +117,8 @@ def fails(tags: Any, journal: Any) -> Any:
 def one_process_playing_two(params: Params, root: Path) -> Trainer:
     """The same training in one process, which adds up the halves of every gradient itself."""
     stats = read_json(root / "results/stats/stats.json")
+    # As the two processes do it; a test before this one may have left another number of threads.
+    sessions.prepare_torch(params.threads)
     run, home = sessions.Run(params, stats, {}, "f"), sessions.Home(root, root, root, root)
     session = sessions.Session(run, home, sessions.Hooks(fails), CPU, World())
     task = build.task(params, session._linear(refit=True))
