@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import math
+import os
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -322,7 +325,7 @@ def test_what_is_no_parameter_file_says_what_it_is(write, text, part):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["1: 2", "null: 3", "? [1, 2]\n: 3", "lr: &x [*x]", "true: 1", ".nan: 1"])
+@pytest.mark.parametrize("text", ["1: 2", "null: 3", "? [1, 2]\n: 3", "true: 1", ".nan: 1"])
 def test_odd_but_valid_yaml_is_a_list_of_faults(write, text):
     with pytest.raises(ParamsError, match=r"params\.yaml has \d+ faults"):
         load(write(text))
@@ -440,3 +443,107 @@ def test_every_selectable_section_exists():
     for selector, sections in SELECTORS.items():
         assert selector in Params.model_fields
         assert set(sections) <= set(Params.model_fields)
+
+
+NINES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 10)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{level}: &a{level}\n  <<: [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 10)
+)
+
+
+@pytest.mark.parametrize("text", [NINES, MERGES, "lr: &x [*x]", f"{NINES}{{}}", "a: " + "[" * 20 + "]" * 20])
+def test_a_file_that_grows_when_it_is_read_is_not_read(write, text):
+    # The last of NINES and of MERGES are 3,486,784,401 values; {}: with the rest of params.yaml, and used as bands.
+    bands = COMMITTED.read_text().replace("bands: [red, green, blue, nir]", "bands: *a9")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ParamsError, match="more than 10,000 values, or is nested more than 10 deep"):
+        load(write(text.replace("{}", bands)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+
+
+def test_a_file_of_another_size_or_kind_is_not_read(write, tmp_path):
+    with pytest.raises(ParamsError, match="more than 1,048,576 bytes"):
+        load(write("lr: 1\n" + "#" * 2**20))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ParamsError, match=r"pipe\.yaml is no regular file"):
+        load(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("lr", "x" * 1_000_000, "text of 1,000,000 characters"),
+        ("data.dir", "x" * 1_000_000, "text of 1,000,000 characters"),
+        ("lr", 10**400, "a whole number of 1,329 bits"),
+        ("data.dir", "\ud800", "half a character"),
+        ("data.dir", "a\0b", "a null character"),
+        ("data.dir", b"data", "binary data"),
+        ("data.dir", datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC), "a date (text needs quotes)"),
+        ("data.image_columns", {"a", "b"}, "a set (which has no order)"),
+        ("data.bands", ["x" * 90] * 1000, "'name a band twice'"),
+        ("augmentation.rotation_degree", ["x" * 4000], "is no angle in degrees"),
+    ],
+)
+def test_what_no_key_takes_is_told_in_a_few_words(content, key, value, words):
+    fault = fault_of(content, key, value)
+    assert fault.startswith(f"  {key.split('.')[0]}")
+    assert words.strip("'") in fault
+    assert len(fault) < 500
+
+
+def test_a_number_that_python_does_not_write_is_told_all_the_same(content):
+    # in hexadecimal it may be read, and its thousands of decimal digits may not be written
+    assert fault_of(content, "lr", 1 << 80_000).startswith("  lr: a whole number of 80,001 bits is not allowed")
+
+
+def test_ten_thousand_faults_are_counted_not_listed(content):
+    for index in range(9_000):
+        content[f"key {index} " + "y" * 4000] = 1
+    message = faults_of(content)
+    assert message.startswith("params.yaml has 9,000 faults:")
+    assert message.endswith("\n  and 8,900 more")
+    assert len(message) < 100 * 200
+
+
+def test_a_key_cannot_speak_to_the_terminal(content):
+    assert fault_of(content, "\x1b[2J\ud800", 1) == "  \\x1b[2J\\ud800: unknown key; remove it"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value", "fault"),
+    [
+        ("diffusio", {"timesteps": 10}, "  diffusio: unknown key; did you mean the section diffusion?"),
+        ("diffusion", 3, "  diffusion: 3 is not allowed; a section of keys is needed: timesteps, noise_schedule, "),
+        ("evaluate", None, "  evaluate: None is not allowed; a section of keys is needed: sampler, steps, "),
+        ("tune.space", [1], "  tune.space: [1] is not allowed; a section of keys is needed: lr: {low: "),
+        ("tune.space", {"lr": 3}, "  tune.space.lr: 3 is not allowed; a section of keys is needed: low, high, log, "),
+        ("tune.spac", {"lr": 3}, "  tune.spac: unknown key; did you mean tune.space?"),
+    ],
+)
+def test_sections_and_what_stands_in_their_place(content, typed, value, fault):
+    assert fault_of(content, typed, value).startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.chip_size", 2**53), ("data.buffer", 10**6), ("data.crops_per_chip", 10**9), ("epochs", 2**53),
+        ("batch_size", 10**9), ("val_batch_size", 10**9), ("threads", 2**40), ("operation.readers", 10**6),
+        ("diffusion.timesteps", 10**9), ("unet_film.channels", [10**9]), ("unet_film.channels", [8] * 64),
+        ("unet_film.blocks", 10**6), ("unet_film.time_embedding_dim", 10**9), ("unet_att_d.filter_config", [8, 10**9]),
+        ("data.bands", [f"b{index}" for index in range(2000)]), ("evaluate.samples", 10**9), ("tune.trials", 10**12),
+    ],
+)  # fmt: skip
+def test_what_would_only_fill_the_memory_or_never_end_is_refused_at_load(content, key, value):
+    put(content, "lr_schedule", "step")  # whose faults are looked for epoch by epoch
+    assert "is not allowed; " in faults_of_one(content, key, value)
+
+
+def faults_of_one(content, key, value):
+    put(content, key, value)
+    message = faults_of(content)
+    assert f"  {key}" in message
+    assert len(message) < 2000
+    return message

@@ -10,14 +10,17 @@ from pydantic import BeforeValidator, Field, model_validator
 from earthprior.params.kinds import (
     Bool,
     Float,
-    NonNegativeInt,
+    Int,
     NonNegativeRange,
+    Pixels,
     PositiveFloat,
     PositiveInt,
     PositiveRange,
     Range,
     Section,
+    Thousands,
 )
+from earthprior.params.plain import shown
 
 LARGEST_ANGLE = 3600
 """Degrees; what turns further is a slip."""
@@ -31,13 +34,13 @@ class DataParams(Section):
 
     dir: str
     catalog: str
-    image_columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    chip_size: PositiveInt
-    bands: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_columns: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+    chip_size: Pixels
+    bands: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
     crop_px: PositiveInt | None
-    crops_per_chip: PositiveInt
+    crops_per_chip: Thousands
     nodata: tuple[Float, ...] | None
-    buffer: NonNegativeInt
+    buffer: Annotated[Int, Field(ge=0, le=8192)]
     on_bad_chip: Literal["error", "skip"]
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
 
@@ -54,7 +57,7 @@ class DataParams(Section):
     @model_validator(mode="after")
     def _check(self) -> DataParams:
         if len(set(self.bands)) != len(self.bands):
-            raise ValueError(f"bands {list(self.bands)} name a band twice; each band needs its own name")
+            raise ValueError(f"bands {shown(list(self.bands))} name a band twice; each band needs its own name")
         if self.crop_px is not None and self.crop_px > self.read_px:
             raise ValueError(f"crop_px {self.crop_px} is larger than the chips ({self.read_px} px)")
         return self
@@ -103,7 +106,7 @@ def _rotation(value: Any) -> Any:
         raise ValueError(form)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= LARGEST_ANGLE:
-            raise ValueError(f"{number!r} is no angle in degrees; {form}")
+            raise ValueError(f"{shown(number)} is no angle in degrees; {form}")
     if ranged and value["low"] > value["high"]:
         raise ValueError("the range runs backwards")
     return value

@@ -16,6 +16,9 @@ from earthprior.errors import ParamsError
 from earthprior.files import write_atomic
 from earthprior.params.reading import parse, read_mapping
 
+LONGEST_SHOWN = 300
+"""Of a value that is replaced."""
+
 
 class _Representer(RoundTripRepresenter):
     """Writes null as `null`, not as nothing, so that untouched lines stay as they are."""
@@ -113,7 +116,7 @@ def _set(document: CommentedMap, key: str, value: Any) -> str | None:
     old = node.get(last)
     if last in node and old == value:
         return None
-    before = plain(old) if last in node else "(absent)"
+    before = _short(plain(old)) if last in node else "(absent)"
     if isinstance(value, list) and isinstance(old, CommentedSeq):
         _refill(old, value)
     elif isinstance(value, list):
@@ -125,6 +128,10 @@ def _set(document: CommentedMap, key: str, value: Any) -> str | None:
     else:
         node[last] = value
     return f"{key}: {before} -> {plain(value)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _refill(old: CommentedSeq, values: list[Any]) -> None:

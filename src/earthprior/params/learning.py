@@ -7,7 +7,9 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from earthprior.params.kinds import (
+    Blocks,
     Bool,
+    Channels,
     Float,
     Fraction,
     Int,
@@ -18,6 +20,7 @@ from earthprior.params.kinds import (
     PositiveInt,
     Section,
 )
+from earthprior.params.plain import shown
 
 REFERENCE_TIMESTEPS = 1000
 """The T that beta_start and beta_end are meant for where `diffusion.scale_betas` is set."""
@@ -26,7 +29,7 @@ REFERENCE_TIMESTEPS = 1000
 class DiffusionParams(Section):
     """The forward process and how the denoiser is trained on it."""
 
-    timesteps: Annotated[Int, Field(ge=2)]
+    timesteps: Annotated[Int, Field(ge=2, le=100_000)]
     noise_schedule: Literal["linear", "cosine", "clipped_cosine", "quadratic", "sigmoid"]
     beta_start: OpenFraction
     beta_end: OpenFraction
@@ -64,23 +67,23 @@ class DiffusionParams(Section):
 class UNetFilmParams(Section):
     """The modern denoiser."""
 
-    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    blocks: PositiveInt
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=12)]
+    blocks: Blocks
     attention: Bool
     dropout_rate: Fraction
-    time_embedding_dim: Annotated[Int, Field(ge=2)]
+    time_embedding_dim: Annotated[Int, Field(ge=2, le=16_384)]
 
 
 class UNetAttDParams(Section):
     """The tutorial's attention U-Net."""
 
-    filter_config: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
-    block_num: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    filter_config: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=12)]
+    block_num: Annotated[tuple[Blocks, ...], Field(min_length=2, max_length=12)]
     dropout_rate: Fraction
     dropout_type: Literal["traditional", "spatial"]
     upmode: Literal["fixed", "deconv_1", "deconv_2", "DUC"]
     use_skipAtt: Bool
-    time_embedding_dim: Annotated[Int, Field(ge=2)]
+    time_embedding_dim: Annotated[Int, Field(ge=2, le=16_384)]
     time_injection: Literal["none", "bottleneck", "all"]
 
     @model_validator(mode="after")
@@ -213,7 +216,7 @@ class MultistepParams(Section):
     @model_validator(mode="after")
     def _check(self) -> MultistepParams:
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones {list(self.milestones)} must rise")
+            raise ValueError(f"milestones {shown(list(self.milestones))} must rise")
         return self
 
 

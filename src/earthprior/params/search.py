@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
-from earthprior.params.kinds import Bool, Float, Int, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from earthprior.params.kinds import Bool, Epochs, Float, Int, NonNegativeInt, PositiveFloat, Section, Thousands
+from earthprior.params.plain import key_shown, shown
 
 COMBINATIONS = 10_000
 """Of the searched choices that decide which keys act: beyond so many, whether a key ever acts is not looked into."""
@@ -63,10 +65,17 @@ class ChoiceSpace(Section):
         return {f"choices[{index}]": value for index, value in enumerate(self.choices)}
 
 
+ENTRY_KEYS = tuple(dict.fromkeys([*RangeSpace.model_fields, *ChoiceSpace.model_fields]))
+"""What an entry of `space` may hold."""
+
+
 def _kind(value: Any) -> str:
-    return (
-        "choice" if isinstance(value, ChoiceSpace) or (isinstance(value, Mapping) and "choices" in value) else "range"
-    )
+    """Choices where they are named, even if misspelt; else a range, of which a message then asks for low and high."""
+    if isinstance(value, ChoiceSpace):
+        return "choice"
+    keys = [str(key) for key in value] if isinstance(value, Mapping) else []
+    named = "choices" in keys or (not {"low", "high"} & {*keys} and difflib.get_close_matches("choices", keys))
+    return "choice" if named else "range"
 
 
 Space: TypeAlias = Annotated[
@@ -79,14 +88,14 @@ class TuneParams(Section):
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")] | None
     storage: str | None
-    trials: PositiveInt
+    trials: Thousands
     metric: Literal["gain", "probe", "both"]
     sampler: Literal["tpe", "random"]
     sampler_seed: Int
     startup_trials: NonNegativeInt
     pruner: Literal["median", "hyperband", "none"]
     pruning_warmup_epochs: NonNegativeInt
-    epochs: PositiveInt | None
+    epochs: Epochs | None
     space: Annotated[dict[str, Space], Field(min_length=1)]
 
 
@@ -127,13 +136,13 @@ def faults(tune: TuneParams, fields: Mapping[str, Any], selectors: Iterable[str]
         yield "tune.epochs is set and tune.space searches epochs, too; drop one"
     order = ordered(tune.space, selectors)
     for key, entry in tune.space.items():
-        where = f"tune.space.{key}"
+        where = f"tune.space.{key_shown(key)}"
         if reason := _unsearchable(key, tune.metric, fields):
             yield f"{where}: {reason}"
             continue
         for name, value in entry.candidates.items():
             if fault := value_fault(value, fields[key]):
-                yield f"{where}.{name}: {value!r} is not allowed; {fault}"
+                yield f"{where}.{name}: {shown(value)} is not allowed; {fault}"
         if isinstance(entry, RangeSpace) and not is_number(fields[key]):
             yield f"{where}: low and high are for numbers; give its values as choices"
         choices = entry.choices if isinstance(entry, ChoiceSpace) else ()
@@ -148,20 +157,19 @@ def _condition_faults(
     """What is wrong with `when`."""
     for other, values in entry.when.items():
         if other not in order or order.index(other) >= order.index(key):
-            yield f"{where}.when: {other} is not drawn before {key}; list it above, in tune.space, if it can be"
+            named = key_shown(other)
+            yield f"{where}.when: {named} is not drawn before {key}; list it above, in tune.space, if it can be"
             continue
         rival = tune.space[other]
         if not isinstance(rival, ChoiceSpace):
             yield f"{where}.when.{other}: {other} is searched in a range, whose values are never met; use choices"
         elif strange := [value for value in values if value not in rival.choices]:
-            yield f"{where}.when.{other}: {strange[0]!r} is none of its choices {list(rival.choices)}"
+            yield f"{where}.when.{other}: {shown(strange[0])} is none of its choices {shown(list(rival.choices))}"
 
 
 def _unsearchable(key: str, metric: str, fields: Mapping[str, Any]) -> str | None:
     """Why a key cannot be searched; None where it can."""
     if key not in fields:
-        import difflib
-
         near = [known for known in fields if known.split(".")[-1] == key.split(".")[-1]][:1]
         near = near or difflib.get_close_matches(key, list(fields), n=1, cutoff=0.5)
         return f"unknown key; did you mean {near[0]}?" if near else "unknown key; remove it"

@@ -12,7 +12,9 @@ from pydantic.fields import FieldInfo
 from earthprior.params import search
 from earthprior.params.chips import AugmentationParams, DataParams, NormalizationParams
 from earthprior.params.kinds import (
+    BatchSize,
     Bool,
+    Epochs,
     Fraction,
     Int,
     NonNegativeFloat,
@@ -20,6 +22,8 @@ from earthprior.params.kinds import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Thousands,
+    Threads,
 )
 from earthprior.params.learning import (
     AdadeltaParams,
@@ -52,7 +56,7 @@ class EvaluateParams(Section):
 
     sampler: Literal["dpm_solver", "ddim", "ddpm"]
     steps: PositiveInt
-    samples: PositiveInt
+    samples: Thousands
     sampling_seed: Int
     clip_sample: Bool
     label_column: str
@@ -64,7 +68,7 @@ class OperationParams(Section):
     """What cannot change a result."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    readers: PositiveInt
+    readers: Threads
     activation_checkpointing: Bool
     checkpoint_interval: PositiveInt | None
     checkpoint_every_seconds: NonNegativeFloat
@@ -85,7 +89,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Int
-    threads: PositiveInt
+    threads: Threads
     precision: Literal["auto", "float32", "bfloat16"]
     task: Literal["diffusion"]
     network: Literal["unet_film", "unet_att_d"]
@@ -93,10 +97,10 @@ class Params(Section):
     loss_fn: Literal["mse", "l1", "charbonnier", "ssim", "perceptual", "hybrid_light"]
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
-    batch_size: PositiveInt
+    batch_size: BatchSize
     accumulation_steps: PositiveInt
-    val_batch_size: PositiveInt
-    epochs: PositiveInt
+    val_batch_size: BatchSize
+    epochs: Epochs
     warmup_epochs: NonNegativeInt
     early_stopping_epochs: PositiveInt | None
     grad_clip: PositiveFloat | None

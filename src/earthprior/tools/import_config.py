@@ -16,9 +16,6 @@ from earthprior.tools.tutorial_translation import LEFT, Translation
 BLOCK = "Train_Validate"
 HEAD = ("theirs", "value", "here", "value", "note")
 
-DEEPEST, MOST_VALUES = 10, 10_000
-"""Of a file that is worth reading: YAML's anchors make trees without end out of few lines."""
-
 
 def run(config: Path, root: Path, out: Path | None = None, as_run: bool = False) -> None:
     """Lay a tutorial's configuration over params.yaml and print what became of each key.
@@ -38,7 +35,6 @@ def run(config: Path, root: Path, out: Path | None = None, as_run: bool = False)
     if not config.exists():
         raise ParamsError(f"{config.name} does not exist; give the path of the tutorial's ssl_train.yaml")
     content = params.read_mapping(config)
-    _check_size(content, config.name)
     block = _block(content, config.name)
     translation = Translation(dict(_leaves(block)), params.load(root / "params.yaml"), as_run)
     translation.translate()
@@ -52,25 +48,6 @@ def run(config: Path, root: Path, out: Path | None = None, as_run: bool = False)
     write(text, target)
     print(_table(translation.rows))
     print(f"\n{config.name} changed {len(changes)} of {len(translation.values)} values, written to {target.name}")
-
-
-def _check_size(content: Mapping[str, Any], name: str) -> None:
-    level: list[Any] = [content]
-    count = 0
-    for _ in range(DEEPEST):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
-        ]
-        count += len(level)
-        if not level or count > MOST_VALUES:
-            break
-    if level:
-        raise ParamsError(
-            f"{name} has more than {MOST_VALUES:,} values, or is nested more than {DEEPEST} deep (an anchor that holds "
-            "itself?); give the path of the tutorial's ssl_train.yaml"
-        )
 
 
 def _block(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

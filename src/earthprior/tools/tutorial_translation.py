@@ -74,12 +74,12 @@ class Translation:
         for key, value in self.theirs.items():
             near = difflib.get_close_matches(key, tutorial_keys.KEYS, n=1, cutoff=0.75)
             note = f"there read by nothing, too; was {near[0]} meant?" if near else "there read by nothing, too"
-            self.rows[UNKNOWN].append((key, plain(value), "", "", note))
+            self.rows[UNKNOWN].append((key, _short(plain(value)), "", "", note))
 
     def _apply(self, rule: Rule) -> Any:
         """Take their value by a rule; returns ours, or ABSENT."""
         given = self.theirs.pop(rule.theirs, ABSENT)
-        shown = "(absent)" if given is ABSENT else plain(given)
+        shown = "(absent)" if given is ABSENT else _short(plain(given))
         # What nothing reads may be null as well as missing.
         value = rule.default if given is ABSENT or (given is None and not rule.acted) else given
         if given is ABSENT and value is ABSENT:
@@ -98,7 +98,7 @@ class Translation:
         group = CARRIED if rule.acted else NEUTRAL if ours == rule.off else OFF if off else ACTS
         ours = rule.off if off else ours
         self.values[rule.here] = ours
-        self.origins[rule.here] = f"{rule.theirs}: {_short(shown)}"
+        self.origins[rule.here] = f"{rule.theirs}: {shown}"
         self.rows[group].append((rule.theirs, shown, rule.here, plain(ours), rule.note))
         return ours
 
@@ -106,7 +106,7 @@ class Translation:
         """A key of theirs, if it is there, that has no place here."""
         given = self.theirs.pop(key, ABSENT)
         if given is not ABSENT:
-            self.rows[group].append((key, plain(given), "", "", note))
+            self.rows[group].append((key, _short(plain(given)), "", "", note))
 
     def _peek(self, key: str, convert: tutorial_values.Convert, default: Any) -> Any:
         """Their value without using it up; where it cannot be read, which its rule will say, the default."""
