@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +34,9 @@ def root(tmp_path: Path, make_params: Callable[..., Params], monkeypatch: pytest
     """A project's root with its params.yaml, as the working directory."""
     write_json(tmp_path / "params.yaml", make_params().model_dump(mode="json"))  # JSON is YAML
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/earthprior"])
+    for name in ("DVC_STAGE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -42,29 +47,41 @@ def fails_with(error: BaseException) -> Callable[..., None]:
     return run
 
 
+MENDED, STOPPED = "then continue with: earthprior stats", "continue with: earthprior stats"
+
+
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "said", "last"),
     [
-        (DataError("chips/a.tif (catalog line 3): truncated"), 2),
-        (ParamsError("lr: -1 is not allowed"), 2),
-        (DivergedError("training diverged at step 7"), 3),
-        (StorageError("checkpoint of step 9 not written"), 4),
-        (OSError(errno.ENOSPC, "No space left on device", "results/stats/stats.json"), 4),
-        (Interrupted("saved step 5 of 9", 2), 130),
-        (Interrupted("saved step 5 of 9", 15), 143),
-        (KeyboardInterrupt(), 130),
+        (DataError("chips/a.tif (catalog line 3): truncated"), 2, "chips/a.tif (catalog line 3): truncated", MENDED),
+        (ParamsError("lr: -1 is not allowed"), 2, "lr: -1 is not allowed", MENDED),
+        (MemoryError(), 2, "out of memory; close other programs", MENDED),
+        (DivergedError("training diverged at step 7"), 3, "training diverged at step 7", MENDED),
+        (StorageError("checkpoint of step 9 not written"), 4, "checkpoint of step 9 not written", STOPPED),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "No space left on device; free some space", STOPPED),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b.csv"), 4, "a/b.csv: Disk quota exceeded; your", STOPPED),
+        (OSError(errno.EFBIG, "File too large"), 4, "File too large; a limit on the size of files", STOPPED),
+        (OSError(errno.EIO, "Input/output error"), 4, "Input/output error; the disk or network share", STOPPED),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 4, "x: Read-only file system; this file system", STOPPED),
+        (PermissionError(errno.EACCES, "Permission denied", "x/y"), 4, "x/y: Permission denied; look at its", STOPPED),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x/y"), 4, "x/y: No such file; it was there", STOPPED),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), 4, "x: Not a directory; a file stands", STOPPED),
+        (Interrupted("saved step 5 of 9", 2), 130, "saved step 5 of 9", STOPPED),
+        (Interrupted("saved step 5 of 9", 15), 143, "saved step 5 of 9", STOPPED),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT", STOPPED),
     ],
+    ids=repr,
 )
-def test_an_error_is_one_message_and_an_exit_code(
-    root: Path, error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+def test_an_error_is_one_message_an_exit_code_and_the_command_that_continues(
+    root: Path, error: BaseException, code: int, said: str, last: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("earthprior.stages.stats.run", fails_with(error))
     result = invoke("stats")
     assert result.exit_code == code
     assert result.stdout == ""
-    assert result.stderr.startswith("earthprior: ")
-    assert str(error) in result.stderr
-    assert "Traceback" not in result.stderr
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"earthprior: {said}")
+    assert second == last
 
 
 def test_debug_shows_where_it_came_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +90,59 @@ def test_debug_shows_where_it_came_from(root: Path, monkeypatch: pytest.MonkeyPa
     assert result.exit_code == 2
     assert "Traceback (most recent call last)" in result.stderr
     assert "fails_with" in result.stderr or "in run" in result.stderr
-    assert result.stderr.endswith("earthprior: chips/a.tif: truncated\n")
+    assert result.stderr.endswith("earthprior: chips/a.tif: truncated\nthen continue with: earthprior --debug stats\n")
 
 
-def test_our_own_bugs_keep_their_traceback(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("earthprior.stages.stats.run", fails_with(PermissionError(errno.EACCES, "denied", "x")))
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), ConnectionError("no answer"), OSError("what?")])
+def test_our_own_bugs_keep_their_traceback_and_say_whose_they_are(
+    root: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("earthprior.stages.stats.run", fails_with(error))
     result = invoke("stats")
     assert result.exit_code == 1
-    assert isinstance(result.exception, PermissionError)
+    assert "Traceback (most recent call last)" in result.stderr
+    *_, said, last = result.stderr.splitlines()
+    assert said.startswith(f"earthprior: this is a fault of EarthPrior itself ({type(error).__name__}: {error})")
+    assert last == "continue with: earthprior stats"
+
+
+# What stands behind each verb, and arguments under which it is called.
+CALLS = {
+    "stats": ("stages.stats.run", []),
+    "pretrain": ("stages.pretrain.run", ["--accept-code"]),
+    "evaluate": ("stages.evaluate.run", []),
+    "tune": ("tools.tune.run", ["--jobs", "2"]),
+    "compare": ("tools.compare.run", ["a b", "c"]),
+    "reproduce": ("tools.reproduce.run", ["lean-tofu"]),
+    "catalog": ("tools.catalog.run", ["data"]),
+    "synth": ("tools.synth.run", ["data", "-n", "6"]),
+    "augmentations": ("tools.augmentations.run", []),
+    "preset": ("tools.preset.run", ["fast"]),
+    "import-config": ("tools.import_config.run", ["ssl_train.yaml"]),
+    "import-weights": ("tools.import_weights.run", ["best.pth"]),
+    "experiment": ("tools.experiment.run", ["pretrain", "--lr", "3e-4"]),
+}
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_every_verb_ends_with_the_command_as_it_was_typed(
+    root: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert CALLS.keys() == cli.main.commands.keys()
+    name, arguments = CALLS[verb]
+    monkeypatch.setattr(f"earthprior.{name}", fails_with(Interrupted("stopped", signal.SIGTERM)))
+    result = invoke(verb, *arguments)
+    assert result.exit_code == 143
+    assert result.stderr.splitlines()[-1] == f"continue with: {shlex.join(['earthprior', verb, *arguments])}"
+
+
+def test_an_exit_code_of_dvc_is_handed_on_with_last_words(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("earthprior.tools.experiment.run", lambda *_: 255)
+    result = invoke("experiment")
+    assert result.exit_code == 255
+    assert result.stderr == "continue with: earthprior experiment\n"
+    monkeypatch.setattr("earthprior.tools.experiment.run", lambda *_: 0)
+    assert (invoke("experiment").exit_code, invoke("experiment").stderr) == (0, "")
 
 
 def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

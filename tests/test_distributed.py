@@ -220,7 +220,8 @@ def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params:
         os.kill(int((root / f"rank{rank}.pid").read_text()), signal.SIGTERM)
     said = end(process)
     saved = max(int(path.stem[5:]) for path in folder.glob("ckpt-*.json"))
-    assert f"saved step {saved} of 240; continue with: torchrun --nproc-per-node=2 -m earthprior pretrain" in said, said
+    last = "continue with: torchrun --nproc-per-node=2 -m earthprior pretrain"
+    assert f"earthprior: saved step {saved} of 240\n{last}\n" in said, said
 
 
 def test_alone_nothing_is_wrapped_and_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from earthprior.training import stop
-from earthprior.training.stop import StopRequest, continue_command, stop_requests
+from earthprior.training.stop import StopRequest, interruptions, stop_requests
 
 # Says "ready", gets signals, and tells whether it lived long enough to say goodbye.
 LISTENER = """
@@ -110,21 +111,67 @@ def test_an_orphan_that_is_then_signalled_still_saves(monkeypatch: pytest.Monkey
         assert request.signal_number == signal.SIGTERM
 
 
-@pytest.mark.parametrize(
-    ("environment", "arguments", "processes", "command"),
-    [
-        ({}, ["pretrain"], 1, "python -m earthprior pretrain"),
-        ({}, ["--debug", "pretrain", "--accept-code"], 1, "python -m earthprior --debug pretrain --accept-code"),
-        ({}, ["pretrain"], 2, "torchrun --nproc-per-node=2 -m earthprior pretrain"),
-        ({}, ["-q", "tests"], 1, "python -m earthprior pretrain"),
-        ({"DVC_STAGE": "pretrain"}, ["pretrain"], 1, "dvc repro"),
-        ({"DVC_STAGE": "pretrain", "DVC_EXP_NAME": "lean-tofu"}, ["pretrain"], 1, "the same dvc exp run"),
-    ],
-)
-def test_the_command_that_continues(
-    environment: dict[str, str], arguments: list[str], processes: int, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["/somewhere/earthprior/__main__.py", *arguments])
-    assert continue_command(processes) == command
+def test_a_terminal_that_is_closed_asks_to_stop_unless_nohup_has_it_ignored() -> None:
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.signal_number == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal_number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_has_nothing_to_save_is_interrupted_once(number: signal.Signals) -> None:
+    with interruptions() as request:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        # The same request by another way must not disturb the cleaning up.
+        os.kill(os.getpid(), number)
+        assert request.signal_number == number
+
+
+def test_an_orphan_without_state_is_still_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "stats")
+    with interruptions():
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Is interrupted while it writes a file, takes its time to tidy up, and is interrupted again.
+WRITER = """
+import time
+from pathlib import Path
+from earthprior.files import replacing
+from earthprior.training import stop
+stop.ONE_REQUEST_SECONDS = 0.01
+with stop.interruptions():
+    with replacing(Path("results/stats.json")) as temporary:
+        temporary.write_text("half")
+        try:
+            print("ready", flush=True)
+            time.sleep(30)
+        finally:
+            print("tidying up", flush=True)
+            time.sleep(30)
+"""
+
+
+def test_a_second_request_leaves_no_half_written_file(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "tidying up\n"
+        assert len(list((tmp_path / "results").iterdir())) == 1
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == -signal.SIGINT
+    assert not list((tmp_path / "results").iterdir())

@@ -206,14 +206,23 @@ def test_continues_after_a_kill(tmp_path):
     assert len(kept) >= len(done) - 1, "finished chips were not made again"
 
 
-def test_interruption_says_how_to_continue(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+def test_an_interrupted_set_is_continued(tmp_path, monkeypatch):
+    made = synth.synth_chip
+
+    def stop(seed, index, size):
+        if index == 9:
+            raise KeyboardInterrupt
+        return made(seed, index, size)
 
     monkeypatch.setattr(synth, "synth_chip", stop)
-    with pytest.raises(EarthPriorError, match="same command continues") as caught:
-        synth.run(tmp_path / "set", 4, seed=0, workers=1, size=32)
-    assert caught.value.exit_code == 130
+    with pytest.raises(KeyboardInterrupt):
+        synth.run(tmp_path / "set", 12, seed=0, workers=1, size=32)
+    monkeypatch.undo()
+    first = tmp_path / "set/chips/synth_000000.tif"
+    stamp = first.stat().st_mtime_ns
+    synth.run(tmp_path / "set", 12, seed=0, workers=1, size=32)
+    assert first.stat().st_mtime_ns == stamp
+    assert len(pd.read_csv(tmp_path / "set/catalog.csv")) == 12
 
 
 def test_refuses_a_folder_with_content_and_force_replaces_only_its_own(tmp_path):

@@ -1,53 +1,47 @@
 """The command line: one subcommand per stage and tool. Errors become exit codes here and nowhere else.
 
-0 done; 2 something for the user to mend; 3 training diverged; 4 the disk; 130 or 143 interrupted and saved.
+What the codes mean, and what is said, is in last_words.py.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from earthprior.errors import EarthPriorError, Interrupted, StorageError
+from earthprior import last_words
 from earthprior.params import Params, load
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from earthprior.training.stop import interruptions
 
 
 class _Program(click.Group):
-    """Shows a fault as its message, without a traceback, and lists the stages first, in their order."""
+    """Ends every command in an orderly way, and lists the stages first, in their order."""
+
+    typed: tuple[str, ...] = ()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def main(self, args: Any = None, *more: Any, **named: Any) -> Any:
+        self.typed = tuple(sys.argv[1:] if args is None else args)
+        return super().main(args, *more, **named)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (EarthPriorError, OSError, KeyboardInterrupt) as error:
-            fault = _fault(error)
-            if fault is None:
+        with interruptions() as asked:
+            try:
+                done = super().invoke(ctx)
+                # What cannot be written is to be known before the interpreter's own end.
+                sys.stdout.flush()
+                return done
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            if ctx.params.get("debug"):
-                traceback.print_exc()
-            click.echo(f"earthprior: {fault}", err=True)
-            sys.exit(fault.exit_code)
-
-
-def _fault(error: BaseException) -> EarthPriorError | None:
-    """The user's view of what went wrong; None for what is a fault of this program."""
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", signal.SIGINT)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return StorageError(f"{error}; free some space, and give the same command again")
-    return error if isinstance(error, EarthPriorError) else None
+            except BaseException as error:  # noqa: BLE001 (whatever it is, it ends with its last words)
+                code = last_words.say(error, asked.signal_number, self.typed, bool(ctx.params.get("debug")))
+        sys.exit(code)
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,7 +51,8 @@ def main(debug: bool) -> None:
 
     The pipeline is `dvc repro`, which runs stats, pretrain and evaluate with the dials of params.yaml.
 
-    Exit codes: 0 done, 2 something to mend, 3 diverged, 4 disk, 130 and 143 interrupted and saved.
+    Exit codes: 0 done, 2 something to mend, 3 diverged, 4 disk, 130 and 143 interrupted and saved. The last line after
+    any stop is the command that continues.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("earthprior").setLevel(logging.INFO)

@@ -7,12 +7,15 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+UNFINISHED: set[Path] = set()
+"""The temporary files that this process is writing."""
 
 
 @contextmanager
@@ -22,6 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
+    UNFINISHED.add(temporary)
     try:
         yield temporary
         # mkstemp makes files private; results are meant to be shared like any other file.
@@ -32,7 +36,16 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        UNFINISHED.discard(temporary)
     _sync_folder(path.parent)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files that are being written: for a process that ends without unwinding."""
+    for temporary in list(UNFINISHED):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

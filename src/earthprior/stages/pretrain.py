@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from earthprior import build, identity, naming
-from earthprior.errors import Interrupted
 from earthprior.journal import Journal
 from earthprior.params import Params, active
 from earthprior.tracking import Tracker, open_tracker
 from earthprior.training.distributed import only_writer, world
 from earthprior.training.session import Home, Hooks, Run, Session, prepare_torch
-from earthprior.training.stop import continue_command, stop_requests
+from earthprior.training.stop import stop_requests
 
 
 def run(params: Params, root: Path, accept_code: bool = False) -> None:
@@ -44,9 +43,4 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
         return open_tracker(root, name, active(params), tags, journal, differs=differs)
 
     with world(build.device(params)) as (place, device), stop_requests() as stop, only_writer(folder, place):
-        session = Session(work, home, Hooks(open_run), device, place)
-        try:
-            session.run(stop, accept_code)
-        except Interrupted as interruption:
-            message = f"{interruption}; continue with: {continue_command(place.size)}"
-            raise Interrupted(message, interruption.exit_code - 128) from None
+        Session(work, home, Hooks(open_run), device, place).run(stop, accept_code)

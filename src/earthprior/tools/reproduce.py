@@ -10,20 +10,18 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from earthprior import checkout, recorded, reproduction
-from earthprior.errors import EarthPriorError, Interrupted
+from earthprior.errors import EarthPriorError
 from earthprior.files import sha256_file
 from earthprior.identity import main_root
 from earthprior.recorded import RecordedRun
@@ -42,10 +40,9 @@ def run(root: Path, asked: str, keep: bool = False) -> None:
 
     Raises:
         EarthPriorError: The run came out otherwise, or it cannot be made again.
-        Interrupted: By Ctrl-C or SIGTERM; the copy is removed.
     """
     root = main_root(root)
-    with _orderly_stop(), _folder(root, asked, keep) as folder:
+    with _folder(root, asked, keep) as folder:
         then = recorded.find(root, asked, folder / "then")
         _check(then)
         copy = folder / "copy"
@@ -62,31 +59,6 @@ def run(root: Path, asked: str, keep: bool = False) -> None:
 
 def _say(text: str) -> None:
     print(f"reproduce: {text}", flush=True)
-
-
-@contextmanager
-def _orderly_stop() -> Iterator[None]:
-    """SIGTERM, and a terminal that is closed, end the work as Ctrl-C does: in an orderly way.
-
-    Raises:
-        Interrupted: By either.
-    """
-    received = signal.SIGINT
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = signal.Signals(number)
-        # Which nothing on the way takes for a fault of its own.
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("stopped before the run was made again", received) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from earthprior.chips.landscapes.placement import PIXEL_M, place, region_size, u
 from earthprior.chips.landscapes.spectra import BANDS
 from earthprior.chips.landscapes.synth import VERSION, synth_chip
 from earthprior.chips.write import write_chip
-from earthprior.errors import DataError, EarthPriorError, Interrupted, StorageError
+from earthprior.errors import DataError, EarthPriorError, StorageError
 from earthprior.files import read_json, write_csv, write_json
 
 MARKER = ".synth.json"
@@ -52,7 +52,8 @@ def run(
 ) -> None:
     """Write `n` chips, their labels and the catalog to `out`.
 
-    The same arguments give the same files, whatever the number of workers. Chip i depends on `seed`, i and `size` only.
+    The same arguments give the same files, whatever the number of workers; after an interruption they continue. Chip i
+    depends on `seed`, i and `size` only.
 
     Args:
         out: Folder to fill; new, empty, or left by a stopped run with the same arguments.
@@ -66,7 +67,6 @@ def run(
     Raises:
         DataError: An argument makes no sense, or `out` holds something else.
         StorageError: The disk is full or failing.
-        Interrupted: Ctrl-C; the same command continues.
     """
     _check_arguments(out, n, seed, workers, validate_fraction, size)
     settings = {
@@ -81,8 +81,6 @@ def run(
                 bar.update(count)
         write_csv(out / "catalog.csv", _catalog(n, seed, validate_fraction, size))
         (out / MARKER).unlink()
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped; the same command continues the set in {out}", signal.SIGINT) from None
     except BrokenProcessPool:
         raise EarthPriorError(
             f"a worker process died while writing to {out}, most likely for want of memory; "

@@ -25,7 +25,7 @@ from earthprior.params import Params, TuneParams
 from earthprior.params.editing import overlay, overlay_text, write
 from earthprior.tracking import RunRef, Tracker, open_tracker
 from earthprior.training.session import fit_linear
-from earthprior.training.stop import TUNE_JOB, StopRequest, continue_command, stop_requests
+from earthprior.training.stop import TUNE_JOB, StopRequest, stop_requests
 from earthprior.tuning import jobs as processes
 from earthprior.tuning import space
 from earthprior.tuning import study as studies
@@ -108,10 +108,9 @@ class _Search:
                     self.work(worker, 1, wanted, stop, self._report_now_and_then)
             else:
                 self._spawn(jobs, wanted, stop)
-        except Interrupted as interruption:
+        except Interrupted:
             self._finish(tracker, "KILLED")
-            message = f"{interruption}; continue with: {continue_command(1)}"
-            raise Interrupted(message, interruption.exit_code - 128) from None
+            raise
         except BaseException:
             self._finish(tracker, "FAILED")
             raise

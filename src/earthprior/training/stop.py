@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from earthprior.files import remove_unfinished
 
 # Ctrl-C under torchrun reaches a process twice, from the terminal and from torchrun: that is one request. A process of
 # a search hears it from the batch system and from its parent, which may be drawing a report.
@@ -29,6 +29,11 @@ class StopRequest:
         self._parent = os.getppid() if any(name in os.environ for name in STARTERS) else None
 
     @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked_at > 0
+
+    @property
     def signal_number(self) -> int | None:
         """The signal received, or SIGTERM when dvc or torchrun has died and left this process an orphan."""
         if self._signal is None and self._parent is not None and os.getppid() != self._parent:
@@ -39,6 +44,7 @@ class StopRequest:
         """Signal handler: the first request is noted, a second one ends the process at once."""
         window = ONE_REQUEST_TO_A_JOB_SECONDS if TUNE_JOB in os.environ else ONE_REQUEST_SECONDS
         if self._asked_at and time.monotonic() - self._asked_at > window:
+            remove_unfinished()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._asked_at = self._asked_at or time.monotonic()
@@ -47,22 +53,36 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen for SIGINT and SIGTERM inside the block."""
+    """Note SIGINT, SIGTERM and the end of the terminal inside the block, where there is state to save."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled_by(request.receive):
         yield request
+
+
+@contextmanager
+def interruptions() -> Iterator[StopRequest]:
+    """Let the first of these signals raise KeyboardInterrupt inside the block, where there is nothing to save."""
+    request = StopRequest()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        first = not request.asked
+        request.receive(number, frame)
+        if first:
+            raise KeyboardInterrupt
+
+    with _handled_by(interrupt):
+        yield request
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # Under nohup the end of the terminal is ignored, and meant to be.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def continue_command(processes: int) -> str:
-    """What to type to go on, as this process was started."""
-    if "DVC_EXP_NAME" in os.environ:
-        return "the same dvc exp run"
-    if "DVC_STAGE" in os.environ:
-        return "dvc repro"
-    program = "python -m" if processes == 1 else f"torchrun --nproc-per-node={processes} -m"
-    arguments = sys.argv[1:] if {"pretrain", "tune"} & set(sys.argv) else ["pretrain"]
-    return f"{program} earthprior {shlex.join(arguments)}"
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -1,0 +1,152 @@
+"""How a command ends that does not reach its end: its exit code, and what it says last.
+
+0 done; 2 something for the user to mend; 3 training diverged; 4 the disk; 128 + the signal's number (129, 130, 143)
+stopped, and nothing lost; 141 nobody reads its output any more. Anything else is a fault of this program, and keeps its
+traceback. The last line on stderr is the command that continues.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from earthprior.errors import EarthPriorError, Interrupted, StorageError
+
+OWN_FAULT, NOBODY_READS = 1, 128 + signal.SIGPIPE
+
+# Whatever file they are about, the disk is at fault and not the program.
+DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "your quota of disk space is used up; free some",
+    errno.EFBIG: "a limit on the size of files (ulimit -f) is in the way; raise it",
+    errno.EIO: "the disk or network share fails; look at it before you go on",
+    errno.EROFS: "this file system is mounted read-only; mount it writable, or work elsewhere",
+    errno.ESTALE: "the network share was taken away; mount it again",
+}
+# Of a file that has a name, these are the owner's to mend.
+NAMED = {
+    errno.EACCES: "look at its owner and permissions (ls -ld), and its folder's",
+    errno.EPERM: "look at its owner and permissions (ls -ld), and its folder's",
+    errno.ENOENT: "it was there before; was it moved or deleted meanwhile?",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it away",
+    errno.EISDIR: "a folder stands where a file is needed; move it away",
+    errno.ENAMETOOLONG: "work under a shorter path",
+}
+
+
+def say(error: BaseException, signal_number: int | None, typed: Sequence[str], debug: bool) -> int:
+    """Tell on stderr what ended a command and how to go on; its exit code.
+
+    Args:
+        error: What ended it.
+        signal_number: The signal that was received, if any.
+        typed: The command's arguments.
+        debug: Show the traceback of any error.
+    """
+    if isinstance(error, SystemExit):
+        return _close(error.code if isinstance(error.code, int) else 0 if error.code is None else OWN_FAULT, typed)
+    if isinstance(error, BrokenPipeError):
+        _leave_the_pipes()
+        return NOBODY_READS
+    fault = as_fault(error, signal_number)
+    if debug or fault is None:
+        with suppress(OSError):
+            traceback.print_exception(error)
+    if fault is None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _print(f"earthprior: this is a fault of EarthPrior itself ({reason}); please report it with the lines above")
+        return _close(OWN_FAULT, typed)
+    _print(f"earthprior: {fault}")
+    return _close(fault.exit_code, typed)
+
+
+def as_fault(error: BaseException, signal_number: int | None) -> EarthPriorError | None:
+    """The user's view of what went wrong; None for what is a fault of this program."""
+    if isinstance(error, EarthPriorError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        number = signal_number or signal.SIGINT
+        return Interrupted(f"stopped by {signal.Signals(number).name}", number)
+    if isinstance(error, MemoryError):
+        return EarthPriorError(
+            f"out of memory{f' ({error})' * bool(str(error))}; close other programs, or lower operation.readers"
+        )
+    if isinstance(error, OSError):
+        return _storage_fault(error)
+    return None
+
+
+def _storage_fault(error: OSError) -> StorageError | None:
+    fix = DISK.get(error.errno or 0) or (NAMED.get(error.errno or 0) if error.filename else None)
+    if fix is None:
+        return None
+    where = f"{_shown(error.filename)}: " if error.filename else ""
+    return StorageError(f"{where}{error.strerror}; {fix}")
+
+
+def _shown(filename: object) -> str:
+    """A path from the working directory where that is shorter."""
+    text = os.fsdecode(filename) if isinstance(filename, str | bytes | os.PathLike) else str(filename)
+    with suppress(OSError, ValueError):
+        return min(text, os.path.relpath(text), key=len)
+    return text
+
+
+def continue_command(typed: Sequence[str]) -> str:
+    """What to type to go on, as this process was started: by DVC, by torchrun or by hand.
+
+    Args:
+        typed: The arguments of this command.
+    """
+    if "DVC_STAGE" in os.environ:
+        return _dvc_command()
+    arguments = shlex.join(typed)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        several = f"--nnodes={nodes} " if nodes > 1 else ""
+        per_node = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+        return f"torchrun {several}--nproc-per-node={per_node} -m earthprior {arguments}"
+    program = "python -m earthprior" if Path(sys.argv[0]).name == "__main__.py" else "earthprior"
+    return f"{program} {arguments}"
+
+
+def _dvc_command() -> str:
+    """The command of the dvc that started this stage, or a like one where that dvc is gone."""
+    with suppress(psutil.Error):
+        words = psutil.Process(os.getppid()).cmdline()
+        names = [Path(word).name for word in words[:3]]
+        if "dvc" in names:
+            arguments = words[names.index("dvc") + 1 :]
+            if arguments[:1] == ["repro"] or arguments[:2] == ["exp", "run"]:
+                return shlex.join(["dvc", *arguments])
+    return "the same dvc exp run" if "DVC_EXP_NAME" in os.environ else "dvc repro"
+
+
+def _close(code: int, typed: Sequence[str]) -> int:
+    if code:
+        # What the user has to change comes first, except after a stop and where only the disk was full.
+        _print(f"{'then ' * (code in (2, 3))}continue with: {continue_command(typed)}")
+    return code
+
+
+def _print(text: str) -> None:
+    # The terminal may be what went away.
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _leave_the_pipes() -> None:
+    """Without this, Python complains at exit of what it could not write."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
