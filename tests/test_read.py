@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +224,62 @@ def test_a_small_file_that_declares_a_huge_image(tmp_path):
         pass
     with pytest.raises(ChipError, match=r"(is 100000 x 100000 px|far more than)"):
         read_chip(tmp_path, row_of("a.tif"), SPEC)
+
+
+def test_text_that_is_not_utf8_is_a_fault_of_the_chip(tmp_path, write_chip):
+    content = write_chip(tmp_path / "a.tif", pixels_of(), descriptions=SPEC.bands).read_bytes()
+    assert content.count(b">nir<") == 1
+    (tmp_path / "b.tif").write_bytes(content.replace(b">nir<", b">\xff\xfe\xfd<"))
+    with pytest.raises(ChipError, match=r"^b\.tif \(catalog line 7\): is truncated or damaged \('utf-8' codec"):
+        inspect_chip(tmp_path, row_of("b.tif"), SPEC)
+    with pytest.raises(ChipError, match=r"^b\.tif: is truncated or damaged \('utf-8' codec"):
+        chip_header(tmp_path / "b.tif", "b.tif")
+
+
+def test_nodata_that_no_pixel_can_hold_masks_nothing(tmp_path, write_chip):
+    content = write_chip(tmp_path / "a.tif", pixels_of(), nodata=123).read_bytes()
+    assert content.count(b"123\0") == 1
+    for text in (b"inf\0", b"nan\0", b"1e9\0", b"0.5\0", b"x\0\0\0"):
+        (tmp_path / "b.tif").write_bytes(content.replace(b"123\0", text))
+        assert read_chip(tmp_path, row_of("b.tif"), SPEC)[1].all()
+
+
+@pytest.mark.parametrize("size", [np.nan, np.inf, 0.0])
+def test_a_chip_without_extent_has_no_place(tmp_path, write_chip, size):
+    content = write_chip(tmp_path / "a.tif", pixels_of()).read_bytes()
+    assert content.count(struct.pack("<2d", 5, 5)) == 1
+    (tmp_path / "b.tif").write_bytes(content.replace(struct.pack("<2d", 5, 5), struct.pack("<2d", size, size)))
+    header = inspect_chip(tmp_path, row_of("b.tif"), SPEC).header
+    assert (header.bounds, header.crs) == (None, None)
+
+
+def test_a_files_own_words_are_few_and_harmless_in_a_message(tmp_path, write_chip):
+    path = write_chip(tmp_path / "a.tif", pixels_of(), descriptions=("nir", "\x9b2J", "x" * 100_000, "blue"))
+    with pytest.raises(ChipError, match="its bands are described as nir, ") as caught:
+        inspect_chip(tmp_path, row_of(path.name), SPEC)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_header_is_read_of_nothing_but_small_files(tmp_path):
+    with (tmp_path / "a.tif").open("wb") as handle:
+        handle.truncate(2**40)
+    with pytest.raises(ChipError, match="has 1048576 MiB, far more than a chip can need"):
+        chip_header(tmp_path / "a.tif", "a.tif")
+    os.mkfifo(tmp_path / "b.tif")
+    with pytest.raises(ChipError, match="not a regular file"):
+        chip_header(tmp_path / "b.tif", "b.tif")
+
+
+def test_bands_that_are_interleaved_are_decoded_together(tmp_path):
+    for interleave, words in (("pixel", "has blocks of"), ("band", "has 200 bands")):
+        with rasterio.open(
+            tmp_path / "a.tif", "w", driver="GTiff", count=200, width=16, height=16, dtype="float64", tiled=True,
+            blockxsize=256, blockysize=256 if interleave == "band" else 2048, interleave=interleave, sparse_ok=True,
+        ):  # fmt: skip
+            pass
+        with pytest.raises(ChipError, match=words):
+            read_chip(tmp_path, row_of("a.tif"), SPEC)
 
 
 def test_label(tmp_path, write_chip):

@@ -9,15 +9,18 @@ costs no more time than opening the path.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import stat
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -29,7 +32,17 @@ DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 """What a chip may hold; all of them fit float32's range."""
 
 MAX_BYTES = 64 * 2**20
-"""A chip's file may be this large, or 16 times its pixels where that is more; anything else is a scene, not a chip."""
+"""A chip's file may be this large, or 16 times its pixels where that is more; anything else is a scene, not a chip. So
+may what GDAL decodes at a time."""
+
+MAX_UNKNOWN_BYTES = 256 * 2**20
+"""The same where nobody has said yet how large chips are."""
+
+DAMAGED = (RasterioError, OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
+"""What a damaged file makes rasterio raise: for text that is not UTF-8, sizes that are none, a CRS that is none, ..."""
+
+LONGEST = 200
+"""Of a file's own words in a message."""
 
 # Chips without coordinates are legitimate, and the warning would name a memory file that no one knows.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -98,11 +111,9 @@ def chip_header(path: Path, name: str, line: int = 0) -> Header:
     Raises:
         ChipError: It is not a readable GeoTIFF.
     """
-    try:
-        with MemoryFile(path.read_bytes()) as memory, memory.open(driver="GTiff") as source:
-            return header_of(source)
-    except (RasterioError, OSError) as error:
-        raise unreadable(name, line, error) from error
+    content = _bytes_of(path, name, line, MAX_UNKNOWN_BYTES, "a chip can need")
+    with readable(name, line), MemoryFile(content) as memory, memory.open(driver="GTiff") as source:
+        return header_of(source)
 
 
 def open_files(folder: Path, row: ChipRow, spec: ChipSpec, stack: ExitStack) -> list[Any]:
@@ -110,11 +121,9 @@ def open_files(folder: Path, row: ChipRow, spec: ChipSpec, stack: ExitStack) -> 
     sources = []
     for image in row.images:
         content = _content(folder, image, row.line, spec)
-        try:
+        with readable(image, row.line):
             source = stack.enter_context(stack.enter_context(MemoryFile(content)).open(driver="GTiff"))
-        except (RasterioError, OSError) as error:
-            raise unreadable(image, row.line, error) from error
-        _check_grid(image, row.line, source, spec)
+            _check_grid(image, row.line, source, spec)
         sources.append(source)
     _check_bands(row, sources, spec)
     return sources
@@ -125,15 +134,22 @@ def _content(folder: Path, image: str, line: int, spec: ChipSpec) -> bytes:
     fault = path_fault(image)
     if fault:
         raise chip_error(image, line, f"the path {fault}", "Write paths relative to the data folder")
-    path = folder / image
-    limit = max(MAX_BYTES, 16 * 8 * len(spec.bands) * spec.read_px**2)
+    size = f"{spec.chip_size} x {spec.chip_size} px can need"
+    return _bytes_of(folder / image, image, line, _most_bytes(spec), size)
+
+
+def _most_bytes(spec: ChipSpec) -> int:
+    return max(MAX_BYTES, 16 * 8 * len(spec.bands) * spec.read_px**2)
+
+
+def _bytes_of(path: Path, image: str, line: int, limit: int, size: str) -> bytes:
+    """The bytes of a regular file that is no larger than it may be."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise chip_error(image, line, "is not a regular file", "Point the row to a GeoTIFF")
         if status.st_size > limit:
-            size = f"{spec.chip_size} x {spec.chip_size} px"
-            what = f"has {status.st_size / 2**20:.0f} MiB, far more than {size} can need"
+            what = f"has {status.st_size / 2**20:.0f} MiB, far more than {size}"
             raise chip_error(image, line, what, "Cut the scene into chips first")
         content = path.read_bytes()
     except FileNotFoundError:
@@ -160,8 +176,11 @@ def _check_grid(image: str, line: int, source: Any, spec: ChipSpec) -> None:
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         what = f"has dtype {'/'.join(sorted(dtypes))}, known are {', '.join(DTYPES)}"
         raise chip_error(image, line, what, "Convert it: gdal_translate -ot Float32")
-    # A block is decoded as a whole, so that a huge one in a tiny file would fill the memory.
-    if any(rows * columns > max(2048**2, 16 * high**2) for rows, columns in source.block_shapes):
+    # A block is decoded as a whole, of all bands where they are interleaved, so that a huge one in a tiny file would
+    # fill the memory.
+    together = source.count if source.interleaving == Interleaving.pixel else 1
+    deep = together * np.dtype(source.dtypes[0]).itemsize
+    if any(rows * columns * deep > _most_bytes(spec) for rows, columns in source.block_shapes):
         what = f"has blocks of {source.block_shapes[0]} px"
         raise chip_error(image, line, what, "Write it again with smaller blocks")
 
@@ -183,8 +202,9 @@ def _check_bands(row: ChipRow, sources: Sequence[Any], spec: ChipSpec) -> None:
 
 def header_of(source: Any) -> Header:
     """A plain record of an opened file's header."""
-    placed = source.crs is not None and not source.transform.is_identity
     left, bottom, right, top = source.bounds
+    somewhere = all(map(math.isfinite, source.bounds)) and left != right and bottom != top
+    placed = source.crs is not None and not source.transform.is_identity and somewhere
     return Header(
         width=source.width,
         height=source.height,
@@ -206,7 +226,7 @@ def check_same_place(row: ChipRow, headers: Sequence[Header]) -> None:
         tolerance = (first.bounds[2] - first.bounds[0]) / first.width / 2
         apart = max(abs(a - b) for a, b in zip(header.bounds, first.bounds, strict=True))
         if header.crs != first.crs or apart > tolerance:
-            what = f"lies elsewhere than {row.images[0]} of the same row ({header.crs} {header.bounds})"
+            what = f"lies elsewhere than {row.images[0]} of the same row ({_words(str(header.crs))} {header.bounds})"
             raise chip_error(image, row.line, what, "Stack only files of one place")
 
 
@@ -217,14 +237,36 @@ def check_descriptions(row: ChipRow, descriptions: Sequence[str | None], bands: 
     known = [band.strip().lower() for band in bands]
     found = [str(name).strip().lower() for name in descriptions]
     if any(name in known and name != known[position] for position, name in enumerate(found)):
-        what = f"its bands are described as {', '.join(found)}, data.bands says {', '.join(bands)}"
+        what = f"its bands are described as {_words(', '.join(found))}, data.bands says {', '.join(bands)}"
         raise chip_error(row.images[0], row.line, what, "List data.bands in the files' order")
 
 
-def unreadable(image: str, line: int, error: Exception) -> ChipError:
+@contextmanager
+def readable(image: str, line: int) -> Iterator[None]:
+    """Makes what a damaged file raises, in all its kinds, the chip's own error.
+
+    Raises:
+        ChipError: What is done with the file cannot be done.
+    """
+    try:
+        yield
+    except ChipError:
+        raise
+    except DAMAGED as error:
+        raise _unreadable(image, line, error) from error
+
+
+def _unreadable(image: str, line: int, error: Exception) -> ChipError:
     """GDAL's complaint under the chip's own name; its text speaks of a memory file, its reason is the cause."""
     reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
     if "not recognized" in reason:
         return chip_error(image, line, "is not a GeoTIFF", "Convert it with gdal_translate, or drop the row")
     reason = re.sub(r"\S*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\S*", "", reason).strip(" ,:")
-    return chip_error(image, line, f"is truncated or damaged ({reason})", "Copy it again, or drop the row")
+    what = f"is truncated or damaged ({_words(reason)})"
+    return chip_error(image, line, what, "Copy it again, or drop the row")
+
+
+def _words(text: str) -> str:
+    """A file's own words in a message: a few, and none that a terminal would obey."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.geotiff import (
@@ -21,7 +20,7 @@ from earthprior.chips.geotiff import (
     chip_header,
     header_of,
     open_files,
-    unreadable,
+    readable,
 )
 
 __all__ = ["ChipSpec", "Header", "Inspection", "chip_header", "inspect_chip", "read_chip", "read_label"]
@@ -78,7 +77,10 @@ def inspect_chip(folder: Path, row: ChipRow, spec: ChipSpec) -> Inspection:
     """
     with ExitStack() as stack:
         sources = open_files(folder, row, spec, stack)
-        headers = [header_of(source) for source in sources]
+        headers = []
+        for image, source in zip(row.images, sources, strict=True):
+            with readable(image, row.line):
+                headers.append(header_of(source))
         check_same_place(row, headers)
         descriptions = tuple(name for header in headers for name in header.descriptions)
         check_descriptions(row, descriptions, spec.bands)
@@ -119,14 +121,12 @@ def _pixels(
     band = 0
     for image, source in zip(row.images, sources, strict=True):
         target = pixels[band : band + source.count]
-        try:
+        with readable(image, row.line):
             if top or left:
                 target[:] = 0
                 target[:, top : side - top, left : side - left] = source.read()
             else:
                 source.read(out=target)
-        except (RasterioError, OSError) as error:
-            raise unreadable(image, row.line, error) from error
         band += source.count
     own = [value for source in sources for value in source.nodatavals]
     values = [spec.nodata] * len(own) if spec.nodata is not None else [() if v is None else (v,) for v in own]
@@ -165,6 +165,6 @@ def _holds(band: NDArray[Any], values: Sequence[float]) -> NDArray[np.bool_]:
             found |= np.isnan(band) if band.dtype.kind == "f" else False
         elif band.dtype.kind == "f":
             found |= band == np.float64(value).astype(band.dtype)
-        elif value == int(value) and np.iinfo(band.dtype).min <= value <= np.iinfo(band.dtype).max:
+        elif np.iinfo(band.dtype).min <= value <= np.iinfo(band.dtype).max and value == int(value):
             found |= band == band.dtype.type(value)
     return found

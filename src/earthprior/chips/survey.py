@@ -21,6 +21,9 @@ from earthprior.chips.statistics import BandStatistics, BandSummary, summarize
 SPARSE = 0.1
 """A chip with a smaller valid share than this is reported."""
 
+LONGEST_NAME = 100
+"""Of a CRS, which a file may call as it likes."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -126,7 +129,7 @@ def crs_name(crs: str | None) -> str:
     """A CRS in a few words: its code, or the name in its WKT."""
     if crs is None:
         return "none"
-    return crs.split('"')[1] if '"' in crs else crs
+    return (crs.split('"')[1] if '"' in crs else crs)[:LONGEST_NAME]
 
 
 def _inspect_all(catalog: Catalog, spec: ChipSpec, readers: int) -> Iterator[Finding | Problem]:
