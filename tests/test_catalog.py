@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,33 @@ def test_all_faults_at_once(load):
     assert all(f"line {line}" in str(caught.value) for line in (4, 5, 6))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",".join(f"column{index}" for index in range(200_000)) + "\n",
+        "x" * 100_000 + ",usage\na.tif,train\n",
+        GOOD + "".join(f"{'x' * 100_000}\n" for _ in range(30)),
+        GOOD + "".join(f"c.tif,{'t' * 100_000}\n" for _ in range(30)),
+        GOOD + "".join(f"/{'c' * 100_000},train\n" for _ in range(30)),
+        GOOD + f"{'x' * 200_000},train\n",
+    ],
+    ids=["columns", "column", "cells", "usages", "paths", "field"],
+)
+def test_faults_of_giants_are_told_in_a_few_words(load, text):
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        load(text)
+    assert len(str(caught.value)) < 10_000
+    assert time.monotonic() - began < 10
+
+
+def test_a_catalog_is_a_regular_file(tmp_path, make_params):
+    (tmp_path / "chips").mkdir()
+    os.mkfifo(tmp_path / "chips/catalog.csv")
+    with pytest.raises(DataError, match=r"catalog\.csv is no regular file"):
+        load_catalog(make_params({"data.dir": "chips"}).data, tmp_path)
+
+
 def test_repeated_chip_in_one_split_only_warns(tmp_path, load, make_params):
     load(GOOD + "a.tif,train\n")
     _, problems = scan_catalog(make_params({"data.dir": "chips"}).data, tmp_path)
@@ -98,13 +127,16 @@ def test_missing_folder_and_file(tmp_path: Path, make_params):
     [
         "", "/etc/passwd", "../a.tif", "a/../../b.tif", "http://x/a.tif", "/vsicurl/http://x/a.tif", "C:/a.tif",
         "C:a.tif", "G_D:1:/vsicurl/http://x/a.tif", "a\0.tif", "a\n.tif", "a\\b.tif", "vrt:///vsicurl/x", " a.tif",
+        "a\x9b2J.tif", "a\x7f.tif", "a/" * 4000, "a\u202efit.exe", "a\u2028.tif",
     ],
 )  # fmt: skip
 def test_refused_paths(path):
     assert path_fault(path)
 
 
-@pytest.mark.parametrize("path", ["a.tif", "x/y/a.tif", "x..y/a.tif", "2020-01-01T10:00.tif", "ä ö.tif"])
+@pytest.mark.parametrize(
+    "path", ["a.tif", "x/y/a.tif", "x..y/a.tif", "2020-01-01T10:00.tif", "ä ö.tif", "\u0645\u200c\u0646.tif"]
+)
 def test_plain_paths(path):
     assert path_fault(path) is None
 

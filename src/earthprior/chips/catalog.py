@@ -10,6 +10,8 @@ import csv
 import difflib
 import io
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,9 +19,20 @@ from pathlib import Path, PurePosixPath
 from earthprior.chips.problems import Problem, data_error
 from earthprior.errors import DataError
 from earthprior.params import DataParams
+from earthprior.params.plain import shown
 
 USAGES = ("train", "validate", "test")
 USAGE_COLUMN = "usage"
+
+LONGEST_PATH = 4096
+"""Characters; no file system has longer ones."""
+
+MOST_COLUMNS = 100
+"""Among which a misspelt one is looked for."""
+
+# Unicode's categories of what a terminal may obey; and what turns the direction of text, so that it reads as another.
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,9 @@ def path_fault(text: str) -> str | None:
     """
     if not text:
         return "is empty"
-    if any(ord(character) < 32 for character in text):
+    if len(text) > LONGEST_PATH:
+        return f"has {len(text):,} characters"
+    if any(unicodedata.category(character) in CONTROLS or character in TURNS for character in text):
         return "holds a control character"
     if "\\" in text:
         return "holds a backslash"
@@ -128,6 +143,8 @@ def path_fault(text: str) -> str | None:
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of every row that is not blank, the header first."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path.name} is no regular file. Write the catalog into one, and check data.catalog")
     try:
         # utf-8-sig: Excel writes a byte order mark, which would become part of the first column's name.
         text = path.read_text(encoding="utf-8-sig")
@@ -163,9 +180,9 @@ def _missing(path: Path) -> str:
 
 def _check_header(file: str, header: Sequence[str], needed: Sequence[str]) -> None:
     """Refuse a header in which a needed column is missing or a column is ambiguous."""
-    repeated = sorted({column for column in header if header.count(column) > 1})
+    repeated = sorted(column for column, count in Counter(header).items() if count > 1)
     if repeated:
-        raise DataError(f"{file}: columns {repeated} appear twice in the header. Give each column its own name")
+        raise DataError(f"{file}: columns {shown(repeated)} appear twice in the header. Give each column its own name")
     missing = [column for column in needed if column not in header]
     if not missing:
         return
@@ -174,12 +191,13 @@ def _check_header(file: str, header: Sequence[str], needed: Sequence[str]) -> No
         if len(header) == 1 and separator in header[0]:
             hints.append(f"It seems to be separated by {word}; save it with commas")
     for column in missing:
-        near = difflib.get_close_matches(column, [name for name in header if name not in needed], n=1, cutoff=0.6)
+        others = [name for name in header[:MOST_COLUMNS] if name not in needed]
+        near = difflib.get_close_matches(column, others, n=1, cutoff=0.6)
         if near:
             hints.append(f"Did you mean {near[0]!r} for {column!r}?")
     key = "" if missing == [USAGE_COLUMN] else " (params.yaml: data.image_columns)"
     hints = hints or ["Add the column" + ("" if len(missing) == 1 else "s") + key]
-    raise DataError(f"{file} has no column {missing}; found {list(header)}. {' '.join(hints)}")
+    raise DataError(f"{file} has no column {missing}; found {shown(list(header))}. {' '.join(hints)}")
 
 
 def _row(
@@ -195,13 +213,13 @@ def _row(
     if usage not in USAGES:
         near = difflib.get_close_matches(usage.strip().lower(), USAGES, n=1, cutoff=0.3)
         fix = f"Did you mean {near[0]!r}? " if near else ""
-        what = f"usage {usage!r} is not allowed"
+        what = f"usage {shown(usage)} is not allowed"
         problems.append(Problem("error", name, line, what, f"{fix}Allowed: {', '.join(USAGES)}"))
     images = tuple(values[column] for column in image_columns)
     for column, image in zip(image_columns, images, strict=True):
         fault = path_fault(image)
         if fault:
-            what = f"column {column!r}: the path {image!r} {fault}"
+            what = f"column {column!r}: the path {shown(image)} {fault}"
             problems.append(Problem("error", name, line, what, "Write paths relative to the data folder, with '/'"))
     return (None if problems else ChipRow(line, usage, images, values)), problems
 
