@@ -3,6 +3,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from earthprior import files
 from earthprior.errors import EarthPriorError, StorageError
 from earthprior.files import read_json, sha256_file, write_json
+from earthprior.identity import FORMAT_VERSION
 from earthprior.training import checkpoint
 from earthprior.training.checkpoint import CheckpointStore
 
@@ -160,7 +164,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_ones(filled: CheckpointStore, mo
 
 def test_a_full_disk_is_noticed_before_writing(filled: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
-    with pytest.raises(StorageError, match="1,000 are free"):
+    with pytest.raises(StorageError, match=r"it needs 3.* kB, 1 kB are free; ckpt-00000006\.pt is kept"):
         filled.save(9, state_of(9))
     assert filled.steps() == [3, 6]
 
@@ -177,11 +181,160 @@ def test_a_manifest_that_cannot_be_written_takes_its_checkpoint_along(
     assert sorted(path.stem for path in filled.folder.glob("*.pt")) == ["ckpt-00000003", "ckpt-00000006"]
 
 
-def test_a_folder_that_is_gone_is_a_storage_error_or_made_anew(filled: CheckpointStore) -> None:
+def test_a_folder_that_was_deleted_under_a_training_is_made_anew(
+    filled: CheckpointStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     filled.delete()
     assert not filled.folder.exists()
-    with pytest.raises(StorageError, match="step 9"):
+    filled.save(9, state_of(9))
+    assert filled.steps() == [9]
+    assert f"warning: {filled.folder} was deleted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_a_disk_that_fails_is_told_with_what_mends_it(
+    filled: CheckpointStore, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, content: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("earthprior.training.checkpoint.write_atomic", failing)
+    with pytest.raises(StorageError, match=r"ckpt-00000006\.pt is kept\. To mend it: \w+") as caught:
         filled.save(9, state_of(9))
+    assert os.strerror(number) in str(caught.value)
+    assert ("are free" in str(caught.value)) == (number == errno.EDQUOT)
+
+
+LIMITED = """
+import resource, sys
+import torch
+from pathlib import Path
+from earthprior.errors import StorageError
+from earthprior.training.checkpoint import CheckpointStore
+
+store = CheckpointStore(Path(sys.argv[1]), "f" * 12, {})
+store.save(3, {"step": 3, "weights": torch.zeros(64)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    store.save(6, {"step": 6, "weights": torch.zeros(50_000)})
+except StorageError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.save(9, {"step": 9, "weights": torch.zeros(50_000)})
+print(store.steps(), sorted(path.name for path in store.folder.iterdir()))
+"""
+
+
+def run_with_path(program: list[str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_limit_of_the_system_itself_leaves_the_old_ones(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE lets the file be begun and then refuses, as a disk does that fills up."""
+    said, kept = run_with_path([sys.executable, "-c", LIMITED, str(tmp_path)]).splitlines()
+    assert said.startswith("checkpoint of step 6 not written in ")
+    assert "(File too large); ckpt-00000003.pt is kept. To mend it: a limit on the size of files" in said
+    names = ["ckpt-00000003.json", "ckpt-00000003.pt", "ckpt-00000009.json", "ckpt-00000009.pt"]
+    assert kept == f"[3, 9] {names}"
+
+
+FULL = """
+import sys
+import torch
+from pathlib import Path
+from earthprior.errors import StorageError
+from earthprior.training.checkpoint import CheckpointStore
+
+folder = Path(sys.argv[1])
+store = CheckpointStore(folder / "run", "f" * 12, {})
+store.save(3, {"step": 3, "weights": torch.zeros(64)})
+(folder / "other").write_bytes(bytes(800_000))
+for floats in (100_000, 20_000):  # seen beforehand; and, since another process is faster, while writing
+    try:
+        if floats == 20_000:
+            import shutil
+            shutil.disk_usage = lambda path: type("Usage", (), {"free": 10**9})()
+            (folder / "more").write_bytes(bytes(170_000))
+        store.save(6, {"step": 6, "weights": torch.zeros(floats)})
+    except StorageError as error:
+        print(error)
+    print(sorted(path.name for path in store.folder.iterdir()))
+(folder / "other").unlink()
+store.save(6, {"step": 6, "weights": torch.zeros(20_000)})
+print(store.load_latest()[0])
+"""
+
+
+def test_a_disk_that_is_really_full_leaves_the_old_ones(tmp_path: Path) -> None:
+    mounted = f"mount -t tmpfs -o size=1m none {tmp_path}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    (tmp_path.parent / "full.py").write_text(FULL)
+    program = f"{mounted} && {sys.executable} {tmp_path.parent / 'full.py'} {tmp_path}"
+    first, kept, second, still, again = run_with_path(["unshare", "-rm", "sh", "-c", program]).splitlines()
+    for said in (first, second):
+        assert "(No space left on device): it needs " in said
+        assert said.endswith("ckpt-00000003.pt is kept. To mend it: free some space")
+    assert kept == still == "['ckpt-00000003.json', 'ckpt-00000003.pt']"
+    assert again == "6"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".json"])
+def test_a_bit_flipped_anywhere_falls_back_or_changes_nothing(filled: CheckpointStore, suffix: str) -> None:
+    path = filled.folder / f"ckpt-00000006{suffix}"
+    whole = path.read_bytes()
+    places = range(0, len(whole), max(1, len(whole) // 60))
+    fell_back = 0
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        latest = filled.load_latest()
+        assert latest is not None
+        step, state = latest
+        assert torch.equal(state["weights"], torch.full((64,), float(step)))
+        fell_back += step == 3
+    # White space between the words of a manifest means nothing.
+    assert fell_back > 0.8 * len(places)
+
+
+def test_a_checkpoint_under_another_ones_name_is_not_taken(
+    filled: CheckpointStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = filled.folder / "ckpt-00000006"
+    for suffix in (".json", ".pt"):
+        shutil.copy(filled.folder / f"ckpt-00000003{suffix}", f"{newest}{suffix}")
+        latest = filled.load_latest()
+        assert latest is not None
+        assert latest[0] == 3
+    warned = capsys.readouterr().err.splitlines()
+    assert warned[0].startswith("warning: ckpt-00000006.pt is damaged (its SHA-256 is not the manifest's)")
+    assert warned[1].startswith("warning: ckpt-00000006.pt is that of step 3 under another name")
+    rewrite(newest.with_suffix(".json"), step=6)
+    assert (latest := filled.load_latest()) is not None
+    assert latest[0] == 3
+    assert "holds the state of step 3" in capsys.readouterr().err
+
+
+def test_another_format_is_refused_with_the_way_out(filled: CheckpointStore) -> None:
+    rewrite(filled.folder / "ckpt-00000006.json", format=0)
+    with pytest.raises(EarthPriorError, match=r"has format 0 of another version .* reads format 1") as caught:
+        filled.load_latest()
+    assert caught.value.exit_code == 2
+    assert f"deleting {filled.folder}" in str(caught.value)
+
+
+def test_checkpoints_that_lost_their_manifests_are_no_fresh_start(filled: CheckpointStore) -> None:
+    for step in (3, 6):
+        (filled.folder / f"ckpt-{step:08d}.json").unlink()
+    with pytest.raises(EarthPriorError, match=r"ckpt-00000003\.pt, ckpt-00000006\.pt in .* cannot be trusted"):
+        filled.load_latest(reached=6)
+    (filled.folder / "ckpt-00000003.pt").unlink()
+    with pytest.raises(EarthPriorError, match="Bring those back, or delete that folder"):
+        filled.load_latest(reached=7)
+    # What a kill within the very first checkpoint leaves: there is nothing newer.
+    assert filled.load_latest(reached=6) is None
 
 
 @pytest.mark.parametrize("moment", range(4))
@@ -257,7 +410,7 @@ def test_sources_never_load_pickles() -> None:
         assert text.count("torch.load(") == text.count("weights_only=True"), path
 
 
-def test_stumps_are_swept_and_the_rest_stays(filled: CheckpointStore) -> None:
+def test_stumps_are_swept_and_the_rest_stays(filled: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (".ckpt-00000009.pt.x1y2.tmp.pt", ".metrics.jsonl.ab.tmp.jsonl", "ckpt-00000009.pt"):
         (filled.folder / name).write_bytes(b"half")
     for name in ("linear.safetensors", "lock", "metrics.jsonl", "run.json"):
@@ -265,6 +418,10 @@ def test_stumps_are_swept_and_the_rest_stays(filled: CheckpointStore) -> None:
     store = store_in(filled.folder)
     assert (filled.folder / "ckpt-00000009.pt").exists(), "only the process that writes may sweep"
     store.sweep()
+    said = "removed ckpt-00000009.pt and 2 temporary files of an earlier process, which had not finished writing them\n"
+    assert capsys.readouterr().err == said
+    store.sweep()
+    assert capsys.readouterr().err == ""
     assert sorted(path.name for path in filled.folder.iterdir()) == [
         "ckpt-00000003.json", "ckpt-00000003.pt", "ckpt-00000006.json", "ckpt-00000006.pt",
         "linear.safetensors", "lock", "metrics.jsonl", "run.json",
@@ -274,6 +431,7 @@ def test_stumps_are_swept_and_the_rest_stays(filled: CheckpointStore) -> None:
 def test_the_manifest_says_whose_it_is(filled: CheckpointStore) -> None:
     manifest = json.loads((filled.folder / "ckpt-00000006.json").read_text())
     assert manifest["step"] == 6
+    assert manifest["format"] == FORMAT_VERSION
     assert manifest["fingerprint"] == "f" * 12
     assert manifest["code"] == CODE
     assert manifest["setting"]["torch"] == torch.__version__

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from earthprior.chips.batch import Batch
 from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tasks.task import Loss
+from earthprior.training import checkpoint
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
 from earthprior.training.validate import evaluating
@@ -193,7 +197,7 @@ def test_the_state_loads_without_pickles_and_holds_no_generator(tiny: Tiny, tmp_
     state = torch.load(tmp_path / "ckpt-00000005.pt", weights_only=True)
     assert set(state) == {
         "step", "network", "average", "optimizer", "lr_schedule", "task", "history", "best", "best_gain", "best_epoch",
-        "epoch_loss",
+        "epoch_loss", "linear",
     }  # fmt: skip
 
 
@@ -331,8 +335,53 @@ def test_a_full_disk_does_not_stop_training(
     monkeypatch.setattr("earthprior.training.checkpoint.write_atomic", full)
     trainer = tiny.trainer()
     assert final_bits(trainer, train(trainer, tmp_path / "full", speak=True)) == whole_run
-    assert "warning: checkpoint of step 1 not written (No space left on device)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("warning: checkpoint of step ") == 1, "told once, not at every step"
+    assert f"checkpoint of step 1 not written in {tmp_path / 'full'} (No space left on device): it needs" in said
     assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_a_disk_that_recovers_is_told_and_one_that_fails_otherwise_too(
+    make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_tiny(operation__checkpoint_every_seconds=0).trainer()
+    faults = {1: errno.ENOSPC, 2: errno.ENOSPC, 3: errno.EIO, 6: errno.ENOSPC}
+    write = checkpoint.write_atomic
+
+    def sometimes(path: Path, content: Any) -> None:
+        if number := faults.get(trainer.step):
+            raise OSError(number, os.strerror(number))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", sometimes)
+    train(trainer, tmp_path, speak=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if "checkpoint" in line]
+    assert [line.split(" not written")[0] for line in told] == [
+        "warning: checkpoint of step 1", "warning: checkpoint of step 3",
+        "checkpoints are written again: step 4 is saved", "warning: checkpoint of step 6",
+        "checkpoints are written again: step 7 is saved",
+    ]  # fmt: skip
+    assert CheckpointStore(tmp_path, "f" * 12, {}).steps() == [10, 11]
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_training(
+    make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Any
+) -> None:
+    """2> log, on a full disk; or | tee log, and tee is gone."""
+    trainer = make_tiny().trainer()
+
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self) -> None:
+            pass
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert final_bits(trainer, train(trainer, tmp_path, speak=True)) == whole_run
 
 
 def test_a_full_disk_when_asked_to_stop_is_not_called_saved(
@@ -383,8 +432,14 @@ def test_a_checkpoint_of_another_network_is_refused_in_words(make_tiny: MakeTiny
     trainer = make_tiny().trainer()
     with pytest.raises(Interrupted):
         train(trainer, tmp_path, stop=StopAt(trainer, 2))
-    with pytest.raises(EarthPriorError, match="does not fit the network"):
+    with pytest.raises(EarthPriorError, match="does not fit the network") as caught:
         resumed(make_tiny(unet_film__channels=[8, 24]), tmp_path)
+    said = str(caught.value)
+    assert "(16,), not (24,)" in said
+    assert re.search(r"; and \d+ more\)\. Restore the code", said)
+    assert said.count(", not (") == 5
+    assert "\n" not in said
+    assert len(said) < 600
 
 
 def test_nothing_is_read_ahead_after_the_end(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 
 from earthprior import build, identity, pictures, tracking
 from earthprior.diffusion.gain import RHOS
+from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import DataError, EarthPriorError, Interrupted, ParamsError, StorageError
 from earthprior.files import read_json, sha256_file, write_json
 from earthprior.identity import CodeHash
@@ -285,17 +285,104 @@ def test_results_that_cannot_be_written_keep_the_run(
 ) -> None:
     root, params = project()
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    save = LinearDenoiser.save
 
-    monkeypatch.setattr(session, "shutil", SimpleNamespace(copyfile=full))
+    def full_at_the_end(linear: LinearDenoiser, path: Path) -> None:
+        if "results" in path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(linear, path)
+
+    monkeypatch.setattr(LinearDenoiser, "save", full_at_the_end)
     with pytest.raises(StorageError, match=r"results/pretrain/ could not be written .*No space left") as caught:
         pretrain.run(params, root)
     assert caught.value.exit_code == 4
-    assert not list(root.glob("results/pretrain/*"))
+    assert "free some space; the same command then continues" in str(caught.value)
+    assert not (root / "results/pretrain/config.json").exists()
     assert (work_folder(root, params) / f"ckpt-{STEPS - 1:08d}.json").is_file()
     monkeypatch.undo()
     monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    pretrain.run(params, root)
+    assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone", "text"])
+def test_a_damaged_linear_denoiser_is_fitted_again_and_the_bits_stay(
+    project: MakeProject, uninterrupted: Path, damage: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root, params = project()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "stop_requests", asked_after(7))
+        with pytest.raises(Interrupted):
+            pretrain.run(params, root)
+    path = work_folder(root, params) / "linear.safetensors"
+    whole = path.read_bytes()
+    damaged = {
+        "flipped": whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:], "truncated": whole[:-100], "text": b"{}",
+    }  # fmt: skip
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(damaged[damage])
+    pretrain.run(params, root)
+    assert "warning: linear.safetensors is damaged or missing; it is fitted again" in capsys.readouterr().err
+    for name in ("network.safetensors", "linear.safetensors"):
+        assert results(root)[name] == results(uninterrupted)[name]
+
+
+def test_another_linear_denoiser_than_the_run_began_with_is_refused(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "stop_requests", asked_after(7))
+        with pytest.raises(Interrupted):
+            pretrain.run(params, root)
+    (work_folder(root, params) / "linear.safetensors").unlink()
+    fit = session.fit_linear
+    monkeypatch.setattr(session, "fit_linear", lambda *given: _brighter(fit(*given)))
+    with pytest.raises(EarthPriorError, match=r"linear\.safetensors was damaged, and fitted again it is another one"):
+        pretrain.run(params, root)
+
+
+def _brighter(linear: LinearDenoiser) -> LinearDenoiser:
+    linear.mean += 1e-6
+    return linear
+
+
+def test_a_journal_without_checkpoints_is_no_silent_fresh_start(
+    project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, params = project()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "stop_requests", asked_after(7))
+        with pytest.raises(Interrupted):
+            pretrain.run(params, root)
+    for path in work_folder(root, params).glob("ckpt-*"):
+        path.unlink()
+    pretrain.run(params, root)
+    said = capsys.readouterr().err
+    assert "holds no checkpoint, though step 6 was reached" in said
+    assert "It begins anew" in said
+    assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+def test_a_damaged_journal_loses_only_the_damaged_lines(
+    project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, params = project()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "stop_requests", asked_after(7))
+        with pytest.raises(Interrupted):
+            pretrain.run(params, root)
+    journal = work_folder(root, params) / "metrics.jsonl"
+    first, *others = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(first.replace(b'"step"', b'"st\xffp"') + b"".join(others))
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(2))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    assert "metrics.jsonl: 1 damaged lines skipped" in caplog.text
+    assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == [4, 4, 6, 8, 8]
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(1000))
     pretrain.run(params, root)
     assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
 

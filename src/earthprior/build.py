@@ -14,9 +14,10 @@ from torch import nn
 from earthprior.chips.normalize import Normalizer
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, shifted, with_zero_terminal_snr
-from earthprior.errors import EarthPriorError, ParamsError
+from earthprior.errors import DataError, EarthPriorError, ParamsError
 from earthprior.files import read_json
 from earthprior.identity import FORMAT_VERSION
+from earthprior.networks.tensor_file import listed, mismatches
 from earthprior.networks.unet_att_d import UNetAttD
 from earthprior.networks.unet_film import UNetFiLM
 from earthprior.networks.vgg16 import weights_sha256
@@ -150,11 +151,12 @@ def pretrained_task(folder: Path) -> tuple[DiffusionTask, Params]:
     try:
         linear = LinearDenoiser.load(folder / "linear.safetensors")
         weights = load_file(folder / "network.safetensors")
-    except SafetensorError as error:
+    except (SafetensorError, DataError) as error:
         raise EarthPriorError(f"{folder.name}/ holds damaged weights ({error}); run: dvc repro pretrain") from None
     built = task(trained, linear)
-    try:
-        built.network.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise EarthPriorError(f"{folder.name}/network.safetensors does not fit config.json: {error}") from None
+    if faults := mismatches(built.network.state_dict(), weights):
+        raise EarthPriorError(
+            f"{folder.name}/network.safetensors does not fit config.json ({listed(faults)}); run: dvc repro pretrain"
+        )
+    built.network.load_state_dict(weights, strict=True)
     return built, trained

@@ -5,6 +5,27 @@ A message says what (file, catalog row, key, value), why, and how to fix it; it 
 
 from __future__ import annotations
 
+import errno
+
+# Whatever file they are about, the disk is at fault and not the program.
+DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "your quota of disk space is used up; free some",
+    errno.EFBIG: "a limit on the size of files (ulimit -f) is in the way; raise it",
+    errno.EIO: "the disk or network share fails; look at it before you go on",
+    errno.EROFS: "this file system is mounted read-only; mount it writable, or work elsewhere",
+    errno.ESTALE: "the network share was taken away; mount it again",
+}
+# Of a file that has a name, these are the owner's to mend.
+NAMED = {
+    errno.EACCES: "look at its owner and permissions (ls -ld), and its folder's",
+    errno.EPERM: "look at its owner and permissions (ls -ld), and its folder's",
+    errno.ENOENT: "it was there before; was it moved or deleted meanwhile?",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it away",
+    errno.EISDIR: "a folder stands where a file is needed; move it away",
+    errno.ENAMETOOLONG: "work under a shorter path",
+}
+
 
 class EarthPriorError(Exception):
     """A fault that the user can mend: parameters, data, or a request that makes no sense."""
@@ -38,6 +59,11 @@ class StorageError(EarthPriorError):
     """The disk is full or failing."""
 
     exit_code = 4
+
+
+def mended_by(error: OSError) -> str | None:
+    """How to mend what the operating system refused; None for what may as well be a fault of the program."""
+    return DISK.get(error.errno or 0) or (NAMED.get(error.errno or 0) if error.filename else None)
 
 
 class Pruned(EarthPriorError):

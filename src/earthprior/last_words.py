@@ -7,7 +7,6 @@ traceback. The last line on stderr is the command that continues.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import signal
@@ -19,28 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from earthprior.errors import EarthPriorError, Interrupted, StorageError
+from earthprior.errors import EarthPriorError, Interrupted, StorageError, mended_by
 
 OWN_FAULT, NOBODY_READS = 1, 128 + signal.SIGPIPE
-
-# Whatever file they are about, the disk is at fault and not the program.
-DISK = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "your quota of disk space is used up; free some",
-    errno.EFBIG: "a limit on the size of files (ulimit -f) is in the way; raise it",
-    errno.EIO: "the disk or network share fails; look at it before you go on",
-    errno.EROFS: "this file system is mounted read-only; mount it writable, or work elsewhere",
-    errno.ESTALE: "the network share was taken away; mount it again",
-}
-# Of a file that has a name, these are the owner's to mend.
-NAMED = {
-    errno.EACCES: "look at its owner and permissions (ls -ld), and its folder's",
-    errno.EPERM: "look at its owner and permissions (ls -ld), and its folder's",
-    errno.ENOENT: "it was there before; was it moved or deleted meanwhile?",
-    errno.ENOTDIR: "a file stands where a folder is needed; move it away",
-    errno.EISDIR: "a folder stands where a file is needed; move it away",
-    errno.ENAMETOOLONG: "work under a shorter path",
-}
 
 
 def say(error: BaseException, signal_number: int | None, typed: Sequence[str], debug: bool) -> int:
@@ -86,7 +66,7 @@ def as_fault(error: BaseException, signal_number: int | None) -> EarthPriorError
 
 
 def _storage_fault(error: OSError) -> StorageError | None:
-    fix = DISK.get(error.errno or 0) or (NAMED.get(error.errno or 0) if error.filename else None)
+    fix = mended_by(error)
     if fix is None:
         return None
     where = f"{_shown(error.filename)}: " if error.filename else ""

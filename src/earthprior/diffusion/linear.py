@@ -7,17 +7,19 @@ width only.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from earthprior.chips.batch import Batch
 from earthprior.diffusion.schedule import NoiseSchedule
 from earthprior.errors import DataError
-from earthprior.files import replacing
+from earthprior.files import write_atomic
 
 
 class LinearDenoiser(nn.Module):
@@ -113,23 +115,30 @@ class LinearDenoiser(nn.Module):
             "eigenvalues": self.eigenvalues,
             "eigenvectors": torch.view_as_real(self.eigenvectors),
         }
-        with replacing(path) as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"width": str(self.width)},
-            )
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomic(path, save(plain, metadata={"width": str(self.width)}))
 
     @classmethod
     def load(cls, path: Path) -> LinearDenoiser:
-        """Read what `save` wrote."""
-        from safetensors import safe_open
+        """Read what `save` wrote.
 
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as handle:
-            width = int(handle.metadata()["width"])
-        vectors = torch.view_as_complex(tensors["eigenvectors"])
-        return cls(tensors["mean"], tensors["std"], tensors["eigenvalues"], vectors, width)
+        Raises:
+            DataError: The file is damaged.
+        """
+        try:
+            tensors = load_file(path)
+            with safe_open(path, framework="pt") as handle:
+                width = int(handle.metadata()["width"])
+            vectors = torch.view_as_complex(tensors["eigenvectors"])
+            return cls(tensors["mean"], tensors["std"], tensors["eigenvalues"], vectors, width)
+        except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise DataError(f"{path.name} is damaged ({error})") from None
+
+    def digest(self) -> str:
+        """SHA-256 of all its numbers, by which a run that continues knows it again."""
+        parts = (self.mean, self.std, self.eigenvalues, torch.view_as_real(self.eigenvectors))
+        content = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
+        return hashlib.sha256(content + str(self.width).encode()).hexdigest()
 
 
 def fit(batches: Iterable[Batch], average_d4: bool) -> LinearDenoiser:

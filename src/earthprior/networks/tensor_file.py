@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if fault := _fault(str(name), tensor):
             raise TensorFileError(f"is no state_dict: the entry {name} {fault}")
     return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Why tensors do not fill a network, a phrase per name; none where they do.
+
+    Args:
+        wanted: The network's own, by name.
+        found: Those to be put into it.
+    """
+    faults = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in found]
+    faults += [f"unexpected: {name} {tuple(found[name].shape)}" for name in found if name not in wanted]
+    return faults + [
+        f"{name}: {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+
+
+def listed(faults: Sequence[str], shown: int = 5) -> str:
+    """The first of them on one line, and how many more there are."""
+    more = f"; and {len(faults) - shown} more" if len(faults) > shown else ""
+    return "; ".join(faults[:shown]) + more
 
 
 def _content(path: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from earthprior import build, identity
@@ -20,7 +20,7 @@ from earthprior.chips.selection import linear_crops, read_stats, select
 from earthprior.diffusion import linear
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import EarthPriorError
-from earthprior.files import replacing, sha256_file, write_csv, write_json
+from earthprior.files import sha256_file, write_atomic, write_csv, write_json
 from earthprior.params import Params, active, load
 from earthprior.params.editing import overlay, plain, write
 from earthprior.tools.tutorial_weights import architecture, channels_of, check_keys, read_weights
@@ -80,8 +80,7 @@ def _write(weights: dict[str, Tensor], filtered: LinearDenoiser, config: Mapping
     results = root / "results/pretrain"
     # config.json says what the others are: gone first and back last, it never stands beside those of another network.
     (results / "config.json").unlink(missing_ok=True)
-    with replacing(results / "network.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_atomic(results / "network.safetensors", save(weights))
     filtered.save(results / "linear.safetensors")
     # A table without rows: nothing was trained here.
     write_csv(results / "history.csv", pd.DataFrame(columns=["epoch", "train_loss", "loss", "gain_db/mean"]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from earthprior.errors import EarthPriorError
-from earthprior.networks.tensor_file import TensorFileError, read_tensors
+from earthprior.networks.tensor_file import TensorFileError, mismatches, read_tensors
 from earthprior.networks.unet_att_d import UNetAttD
 from earthprior.params.editing import plain
 
@@ -107,13 +107,7 @@ def check_keys(weights: Mapping[str, Tensor], found: Mapping[str, Any], name: st
     """
     with torch.device("meta"):
         wanted = UNetAttD(channels_of(weights), **found).state_dict()
-    faults = [f"  missing: {key} {tuple(wanted[key].shape)}" for key in wanted if key not in weights]
-    faults += [f"  unexpected: {key} {tuple(weights[key].shape)}" for key in weights if key not in wanted]
-    faults += [
-        f"  {key}: {tuple(weights[key].shape)}, not {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in weights and weights[key].shape != wanted[key].shape
-    ]
+    faults = [f"  {fault}" for fault in mismatches(wanted, weights)]
     if faults:
         more = [f"  and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
         options = ", ".join(f"{key} {plain(value)}" for key, value in found.items())

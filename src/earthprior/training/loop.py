@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from earthprior.chips.loader import RawBatch
 from earthprior.chips.normalize import Normalizer
 from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.networks.tensor_file import listed, mismatches
 from earthprior.params import Params
 from earthprior.randomness import numpy_generator
 from earthprior.tasks.diffusion import DiffusionTask
@@ -111,6 +112,8 @@ class Trainer:
         self.best_gain = -math.inf
         self.best_epoch = 0
         self._epoch_loss = 0.0
+        self._linear = task.linear.digest()
+        self._unsaved: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -177,6 +180,7 @@ class Trainer:
             "best_gain": self.best_gain,
             "best_epoch": self.best_epoch,
             "epoch_loss": self._epoch_loss,
+            "linear": self._linear,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -185,6 +189,15 @@ class Trainer:
         Raises:
             EarthPriorError: The state is another network's, which --accept-code lets through.
         """
+        wanted = self.state()
+        faults = [
+            f"{part}: {fault}" for part in ("network", "average") for fault in mismatches(wanted[part], state[part])
+        ]
+        if faults:
+            raise EarthPriorError(
+                f"the checkpoint does not fit the network of this code ({listed(faults)}). Restore the code that wrote "
+                "it, or start afresh"
+            )
         try:
             unwrap(self.task.network).load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
@@ -193,8 +206,8 @@ class Trainer:
             self.task.load_state_dict(state["task"], strict=False)
         except (RuntimeError, KeyError, ValueError) as error:
             raise EarthPriorError(
-                f"the checkpoint does not fit the network and optimizer of this code: {error}. Restore the code that "
-                "wrote it, or start afresh"
+                f"the checkpoint does not fit the optimizer of this code: {error}. Restore the code that wrote it, or "
+                "start afresh"
             ) from None
         self.step = state["step"]
         self.history = state["history"]
@@ -313,8 +326,15 @@ class Trainer:
         except StorageError as error:
             if last_chance:
                 raise
-            # Training is worth more than one checkpoint; the earlier ones are untouched.
-            progress.note(f"warning: {error}")
+            # Training is worth more than one checkpoint; the earlier ones are untouched. Said once for each reason.
+            reason = getattr(error.__cause__, "errno", None) or 0
+            if reason != self._unsaved:
+                progress.note(f"warning: {error}. Training goes on, and tries again at every checkpoint")
+            self._unsaved = reason
+        else:
+            if self._unsaved is not None:
+                progress.note(f"checkpoints are written again: step {self.step:,} is saved")
+            self._unsaved = None
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -55,9 +56,10 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; without a reader (a log on a full disk, a closed terminal) training goes on."""
         if self._enabled:
-            self._bar.write(text, file=sys.stderr)
+            with suppress(OSError):
+                self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the terminal in order."""

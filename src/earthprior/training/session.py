@@ -8,7 +8,7 @@ environment.json and mlflow_run.json.
 from __future__ import annotations
 
 import os
-import shutil
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from earthprior import build, identity
 from earthprior.chips.batch import Batch
@@ -28,8 +27,8 @@ from earthprior.chips.selection import Selection, linear_crops, read_stats, sele
 from earthprior.diffusion import linear
 from earthprior.diffusion.gain import missing_levels, noise_levels
 from earthprior.diffusion.linear import LinearDenoiser
-from earthprior.errors import EarthPriorError, Interrupted, ParamsError, Pruned, StorageError
-from earthprior.files import replacing, write_csv, write_json
+from earthprior.errors import DataError, EarthPriorError, Interrupted, ParamsError, Pruned, StorageError, mended_by
+from earthprior.files import write_atomic, write_csv, write_json
 from earthprior.journal import Journal
 from earthprior.params import Params, active
 from earthprior.pictures import Pictures
@@ -169,8 +168,11 @@ class Session:
             DivergedError: Loss or gradient became non-finite.
         """
         store = CheckpointStore(self.home.folder, self.fingerprint, self.code.files, accept_code, self._setting())
-        latest = store.load_latest()
-        task = build.task(self.params, self._linear(refit=latest is None)).to(self.device)
+        journal = Journal(self.home.folder / "metrics.jsonl")
+        # What stands without an epoch is a curve over something else than steps.
+        reached = max((record["step"] for record in journal.read() if "epoch" in record), default=0)
+        latest = store.load_latest(reached)
+        task = build.task(self.params, self._linear(latest[1]["linear"] if latest else None)).to(self.device)
         validation = Validation(self._validation_batches, self.params.data.bands)
         chips = TrainingChips(len(self.selection.train), self._read, self.normalizer)
         trainer = Trainer(self.params, task, chips, validation, self.device, self.place)
@@ -178,10 +180,14 @@ class Session:
             store.sweep()
         if latest is not None:
             trainer.restore(latest[1])
-        journal = Journal(self.home.folder / "metrics.jsonl")
         if self.place.is_first:
             journal.truncate_after(trainer.step)
         progress = Progress(trainer.total_steps, trainer.step, self.params.epochs, self.place.is_first)
+        if reached and latest is None:
+            progress.note(
+                f"warning: {self._shown(self.home.folder)} holds no checkpoint, though step {reached:,} was reached: "
+                "the run was ended before its first one, or they were deleted. It begins anew"
+            )
         progress.note(self._banner(trainer))
         if not self.place.is_first:
             trainer.run(store, lambda metrics, step, epoch: None, stop, progress)
@@ -209,10 +215,11 @@ class Session:
             tracker.log_levels(outcome.history[outcome.best_epoch - 1])
             try:
                 self._write_results(outcome, trainer.task, tracker)
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 raise StorageError(
-                    f"{self._shown(self.home.results)}/ could not be written ({error}); mend this, and the same "
-                    "command continues from the last checkpoint"
+                    f"{self._shown(self.home.results)}/ could not be written ({error.strerror or error}). To mend it: "
+                    f"{mended_by(error) or 'look at that folder'}; the same command then continues from the last "
+                    "checkpoint"
                 ) from error
             unwrap(trainer.task.network).load_state_dict(outcome.best)
             self.hooks.trained(
@@ -246,13 +253,29 @@ class Session:
             if (self.home.folder / name).exists():
                 os.replace(self.home.folder / name, kept / name)
 
-    def _linear(self, refit: bool) -> LinearDenoiser:
-        """The linear denoiser of this run; a run without a checkpoint trusts no filter that an earlier try left."""
+    def _linear(self, wanted: str | None) -> LinearDenoiser:
+        """The linear denoiser of this run.
+
+        Args:
+            wanted: Digest of the one that the run was begun with; without it, no filter that an earlier try left is
+                trusted.
+
+        Raises:
+            EarthPriorError: The file of a run that continues is damaged, and cannot be made again.
+        """
         path = self.home.folder / "linear.safetensors"
-        if self.place.is_first and (refit or not path.is_file()):
+        if self.place.is_first and (wanted is None or wanted != _digest_in(path)):
+            if wanted is not None:
+                print(f"warning: {path.name} is damaged or missing; it is fitted again", file=sys.stderr)
             fit_linear(self.params, self.selection, self.normalizer).save(path)
         self.place.wait()
-        return LinearDenoiser.load(path)
+        found = LinearDenoiser.load(path)
+        if wanted not in (None, found.digest()):
+            raise EarthPriorError(
+                f"{self._shown(path)} was damaged, and fitted again it is another one: chips, threads, torch or the "
+                f"machine changed since. Bring the file back, or delete {self._shown(self.home.folder)} to start afresh"
+            )
+        return found
 
     def _read(self, order: Iterable[Sequence[int]]) -> Generator[RawBatch]:
         return load_batches(
@@ -275,12 +298,10 @@ class Session:
     def _write_results(self, outcome: Outcome, task: DiffusionTask, tracker: Tracker) -> None:
         """All outs under their final names, and copies of what a run should keep in MLflow."""
         folder, results = self.home.folder, self.home.results
-        for name, weights in (("network", outcome.best), ("last", outcome.last)):
-            with replacing(folder / f"{name}.safetensors") as temporary:
-                save_file(weights, temporary)
-        for name in ("network.safetensors", "linear.safetensors"):
-            with replacing(results / name) as temporary:
-                shutil.copyfile(folder / name, temporary)
+        write_atomic(folder / "last.safetensors", save(outcome.last))
+        write_atomic(results / "network.safetensors", save(outcome.best))
+        # From memory: this is the one that was trained with, whatever became of the file.
+        task.linear.save(results / "linear.safetensors")
         write_csv(results / "history.csv", pd.DataFrame(outcome.history))
         config = build.config(
             self.params, self.fingerprint, self.foreign_files, outcome.best_epoch, task.linear, self.stats
@@ -310,6 +331,13 @@ class Session:
 
     def _shown(self, path: Path) -> str:
         return os.path.relpath(path, self.home.root)
+
+
+def _digest_in(path: Path) -> str | None:
+    try:
+        return LinearDenoiser.load(path).digest()
+    except (OSError, DataError):
+        return None
 
 
 def fit_linear(params: Params, selection: Selection, normalizer: Normalizer) -> LinearDenoiser:
