@@ -512,6 +512,21 @@ def test_a_key_cannot_speak_to_the_terminal(content):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("perceptual.weights", "https://me:secret@example.org/vgg.pth"),
+        ("perceptual.weights", "https://secret@example.org/vgg.pth"),
+        ("tune.storage", "postgresql://me:secret@example.org/studies"),
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(content, key, value):
+    fault = fault_of(content, key, value)
+    assert key.split(".")[1] in fault
+    assert "params.yaml is kept with every run" in fault
+    assert "secret" not in fault
+
+
+@pytest.mark.parametrize(
     ("typed", "value", "fault"),
     [
         ("diffusio", {"timesteps": 10}, "  diffusio: unknown key; did you mean the section diffusion?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -120,6 +121,16 @@ class PerceptualParams(Section):
     """Of the loss perceptual."""
 
     weights: str | None
+
+    @model_validator(mode="after")
+    def _check(self) -> PerceptualParams:
+        if self.weights is not None and re.search(r"://[^/]*@", self.weights):
+            # The fault does not repeat it.
+            raise ValueError(
+                "weights holds a user or password, and params.yaml is kept with every run; give a path, or a URL "
+                "without"
+            )
+        return self
 
 
 Betas = tuple[Fraction, Fraction]

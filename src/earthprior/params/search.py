@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
@@ -97,6 +98,16 @@ class TuneParams(Section):
     pruning_warmup_epochs: NonNegativeInt
     epochs: Epochs | None
     space: Annotated[dict[str, Space], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> TuneParams:
+        if self.storage is not None and re.search(r"://[^/@]*:[^/]*@", self.storage):
+            # The fault does not repeat it.
+            raise ValueError(
+                "storage holds a password, and params.yaml is kept with every run; leave it to the database's own file "
+                "of passwords (~/.pgpass, or ?read_default_file=~/.my.cnf)"
+            )
+        return self
 
 
 # Beside the selectors (whole.SELECTORS): what decides whether other keys act.
