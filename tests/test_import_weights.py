@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(root: Path, form: str) -> 
         ({"a": torch.zeros(0)}, "the entry a has no values"),
         ({"a.b": torch.zeros(2), "module.a.b": torch.ones(2)}, r"holds a\.b twice, with and without a prefix"),
         ({"a": torch.zeros(2), "b": "text"}, "the entry b is no tensor"),
+        ({"a": torch.zeros(()).expand(10**12)}, "names 1,000,000,000,000 values, more than it has bytes"),
         ({"conv.weight": torch.zeros(2)}, r"no unet_att_d.*begin with conv\.weight"),
     ],
 )
@@ -394,6 +396,16 @@ def test_params_of_another_network_are_named_and_written_if_asked(
 def test_bands_are_for_the_user_to_name(root: Path) -> None:
     with pytest.raises(EarthPriorError, match=r"takes 3 channels, data\.bands names 4 \(red"):
         run(root, tutorial_weights(channels=3), write_params=True)
+
+
+def test_a_compressed_file_is_not_unpacked(root: Path) -> None:
+    torch.save({"a": torch.zeros(10**7)}, root / "plain.pth")
+    with zipfile.ZipFile(root / "plain.pth") as plain, zipfile.ZipFile(root / "x.pth", "w", zipfile.ZIP_DEFLATED) as to:
+        for name in plain.namelist():
+            to.writestr(name, plain.read(name))
+    assert (root / "x.pth").stat().st_size < 10**5
+    with pytest.raises(EarthPriorError, match=r"x\.pth is compressed, which torch\.save never does"):
+        import_weights.run(root / "x.pth", load(root / "params.yaml"), root)
 
 
 def test_without_statistics_it_says_what_to_run(root: Path) -> None:

@@ -218,6 +218,14 @@ def test_a_url_is_downloaded_once(empty_weights, hub, monkeypatch, caplog):
     assert len(list(hub.glob("*-vgg.pth"))) == 2
 
 
+def test_a_download_without_end_is_cut_off(hub, monkeypatch):
+    monkeypatch.setattr(vgg16, "MOST_BYTES", 3 * 2**20)
+    monkeypatch.setattr(vgg16, "urlopen", lambda url, timeout: Answer(b"x" * 2**23))
+    with pytest.raises(ParamsError, match=r"cannot be downloaded \(it has more than 3,145,728 bytes"):
+        read_weights(URL)
+    assert not [path for path in hub.rglob("*") if path.suffix == ".pth"]
+
+
 def test_the_checksum_in_a_name_is_checked(empty_weights, hub, monkeypatch):
     stream = io.BytesIO()
     torch.save(empty_weights, stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,14 @@ def _content(path: Path) -> Any:
         try:
             if path.suffix == ".safetensors":
                 return load_file(path)
+            # torch.save compresses nothing: what is compressed may be a thousand times as large as it looks.
+            if zipfile.is_zipfile(handle) and any(entry.compress_type for entry in zipfile.ZipFile(handle).infolist()):
+                raise TensorFileError("is compressed, which torch.save never does")
+            handle.seek(0)
             # Only with weights_only does reading not mean running what the file says.
             return torch.load(handle, map_location="cpu", weights_only=True)
+        except TensorFileError:
+            raise
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             # Not torch's own words: they advise to load it all the same.

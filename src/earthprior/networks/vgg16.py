@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -36,6 +35,9 @@ LAYERS = tuple(kind for group in STACK for kind in ("convolution", "relu") * len
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MOST_BYTES = 2**30
+"""Of a download; torchvision's file has half of that."""
 
 TIMEOUT_SECONDS = 60
 """Of a server that has gone silent."""
@@ -182,7 +184,10 @@ def _download(url: str) -> Path:
         logger.info("downloading %s", url)
         with replacing(path) as temporary, temporary.open("w+b") as handle:
             with urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - the caller let only https through
-                shutil.copyfileobj(answer, handle)
+                while part := answer.read(2**20):
+                    handle.write(part)
+                    if handle.tell() > MOST_BYTES:
+                        raise ValueError(f"it has more than {MOST_BYTES:,} bytes, and VGG16 has half of that")
                 if answer.length:
                     raise OSError(f"the connection broke off {answer.length} bytes before the end")
             handle.seek(0)

@@ -37,6 +37,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise EarthPriorError(
             f"{path.name} {error}; copy it again, or save plain weights there with torch.save(model.state_dict(), path)"
         ) from None
+    if (count := sum(tensor.numel() for tensor in tensors.values())) > path.stat().st_size:
+        # Views that repeat one value cost nothing in a file, and all that they say in memory.
+        raise EarthPriorError(
+            f"{path.name} names {count:,} values, more than it has bytes; save plain weights there with "
+            "torch.save(model.state_dict(), path)"
+        )
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         key = PREFIX.sub("", name)
