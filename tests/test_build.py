@@ -21,7 +21,10 @@ def finished(make_params, tmp_path):
             parameter.add_(0.01)
     linear.save(tmp_path / "linear.safetensors")
     save_file(task.network.state_dict(), tmp_path / "network.safetensors")
-    write_json(tmp_path / "config.json", {"params": params.model_dump(mode="json")})
+    write_json(
+        tmp_path / "config.json",
+        {"params": params.model_dump(mode="json"), "fingerprint": "f" * 12, "foreign_files": {}},
+    )
     return tmp_path, params, task
 
 

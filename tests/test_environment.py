@@ -25,6 +25,7 @@ WITHOUT_EFFECT = {
     "cli",
     "errors",
     "files",
+    "handover",
     "identity",
     "journal",
     "mirror",

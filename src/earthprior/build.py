@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from earthprior import handover
 from earthprior.chips.normalize import Normalizer
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, shifted, with_zero_terminal_snr
 from earthprior.errors import DataError, EarthPriorError, ParamsError
-from earthprior.files import read_json
 from earthprior.identity import FORMAT_VERSION
 from earthprior.networks.tensor_file import listed, mismatches
 from earthprior.networks.unet_att_d import UNetAttD
@@ -147,16 +147,21 @@ def pretrained_task(folder: Path) -> tuple[DiffusionTask, Params]:
     missing = [n for n in ("config.json", "linear.safetensors", "network.safetensors") if not (folder / n).is_file()]
     if missing:
         raise EarthPriorError(f"{folder.name}/ lacks {', '.join(missing)}; run: dvc repro pretrain")
-    trained = parse(read_json(folder / "config.json")["params"], "config.json")
+    trained = parse(handover.read_config(folder / "config.json")["params"], "config.json")
     try:
         linear = LinearDenoiser.load(folder / "linear.safetensors")
         weights = load_file(folder / "network.safetensors")
-    except (SafetensorError, DataError) as error:
-        raise EarthPriorError(f"{folder.name}/ holds damaged weights ({error}); run: dvc repro pretrain") from None
+    except (SafetensorError, OSError, DataError) as error:
+        raise EarthPriorError(f"{folder.name}/ holds damaged weights ({error}); run: dvc repro -f pretrain") from None
+    if (linear.bands, linear.height, linear.width) != (len(trained.data.bands), *[trained.data.train_px] * 2):
+        raise EarthPriorError(
+            f"{folder.name}/linear.safetensors does not fit config.json: it is for {linear.bands} bands of "
+            f"{linear.height} x {linear.width} px; run: dvc repro -f pretrain"
+        )
     built = task(trained, linear)
     if faults := mismatches(built.network.state_dict(), weights):
         raise EarthPriorError(
-            f"{folder.name}/network.safetensors does not fit config.json ({listed(faults)}); run: dvc repro pretrain"
+            f"{folder.name}/network.safetensors does not fit config.json ({listed(faults)}); run: dvc repro -f pretrain"
         )
     built.network.load_state_dict(weights, strict=True)
     return built, trained

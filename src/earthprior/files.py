@@ -64,8 +64,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else, or is nested without end.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested without end") from None
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -40,6 +40,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "__init__.py",
     "errors.py",
     "files.py",
+    "handover.py",
     "identity.py",
     "journal.py",
     "mirror.py",

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from earthprior import mlflow_read
 from earthprior.errors import EarthPriorError
 from earthprior.files import read_json
+from earthprior.handover import read_history, read_metrics
 from earthprior.identity import data_version, git_commit, main_root
 from earthprior.params import read_mapping
 from earthprior.tracking_store import RunRef, locate
@@ -109,8 +110,8 @@ def of_workspace(root: Path, into: Path) -> RecordedRun:
         content=_params(root.name, into),
         commit=git_commit(root),
         data_md5=data_version(root)[0],
-        history=_history(into),
-        metrics=_metrics(into),
+        history=read_history(into / "history.csv"),
+        metrics=read_metrics(into / "metrics.json"),
         folder=into,
     )
 
@@ -153,8 +154,8 @@ def _from_dvc(root: Path, name: str, commit: str, into: Path) -> RecordedRun:
         content=_params(name, into),
         commit=commit,
         data_md5=out.get("md5"),
-        history=_history(into),
-        metrics=_metrics(into),
+        history=read_history(into / "history.csv"),
+        metrics=read_metrics(into / "metrics.json"),
         folder=into,
         run_id=ref.run_id if ref else None,
         experiment=name,
@@ -173,8 +174,8 @@ def _from_mlflow(asked: str, kept: mlflow_read.KeptRun, into: Path) -> RecordedR
         content=content,
         commit=kept.tags.get("git.commit"),
         data_md5=kept.tags.get("dvc.data_md5"),
-        history=_history(into),
-        metrics=_metrics(into),
+        history=read_history(into / "history.csv"),
+        metrics=read_metrics(into / "metrics.json"),
         folder=into,
         run_id=asked,
         experiment=kept.tags.get("dvc.exp_name"),
@@ -200,19 +201,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _history(into: Path) -> pd.DataFrame:
-    path = into / "history.csv"
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
-
-
-def _metrics(into: Path) -> dict[str, float]:
-    path = into / "metrics.json"
-    if not path.is_file():
-        return {}
-    flat = pd.json_normalize(read_json(path), sep="/").to_dict("records")
-    return {str(name): float(value) for name, value in flat[0].items()} if flat else {}
 
 
 def _unknown(root: Path, asked: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from earthprior import handover
 from earthprior.chips.augment import augment
 from earthprior.chips.batch import Batch, prepare
 from earthprior.chips.catalog import ChipRow, load_catalog
@@ -18,7 +19,7 @@ from earthprior.chips.loader import load_batches
 from earthprior.chips.normalize import Affine, Normalizer
 from earthprior.chips.read import ChipSpec
 from earthprior.errors import DataError, EarthPriorError
-from earthprior.files import read_json, sha256_file
+from earthprior.files import sha256_file
 from earthprior.params import AS_THEY_ARE, Params
 from earthprior.randomness import numpy_generator, torch_generator
 
@@ -55,12 +56,12 @@ def read_stats(root: Path) -> tuple[dict[str, Any], str]:
     """What the stats stage wrote, and its SHA-256.
 
     Raises:
-        EarthPriorError: It has not run.
+        EarthPriorError: It has not run, or its file is damaged.
     """
     path = root / "results/stats/stats.json"
     if not path.is_file():
         raise EarthPriorError("results/stats/stats.json is missing; run: dvc repro stats")
-    return read_json(path), sha256_file(path)
+    return handover.read_stats(path), sha256_file(path)
 
 
 def select(params: Params, root: Path, stats: Mapping[str, Any]) -> Selection:

@@ -123,16 +123,23 @@ class LinearDenoiser(nn.Module):
         """Read what `save` wrote.
 
         Raises:
-            DataError: The file is damaged.
+            DataError: The file is damaged, or holds something else.
         """
         try:
             tensors = load_file(path)
             with safe_open(path, framework="pt") as handle:
-                width = int(handle.metadata()["width"])
-            vectors = torch.view_as_complex(tensors["eigenvectors"])
-            return cls(tensors["mean"], tensors["std"], tensors["eigenvalues"], vectors, width)
-        except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+                width = int((handle.metadata() or {})["width"])
+        except (SafetensorError, LookupError, ValueError) as error:
             raise DataError(f"{path.name} is damaged ({error})") from None
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+        *frequencies, bands = found.get("eigenvalues") or (0,)
+        shapes = {"mean": (bands,), "std": (), "eigenvalues": (*frequencies, bands)}
+        shapes["eigenvectors"] = (*frequencies, bands, bands, 2)
+        # The half spectrum of W columns has W // 2 + 1.
+        if [width // 2 + 1] != frequencies[1:] or any(found.get(name) != shape for name, shape in shapes.items()):
+            raise DataError(f"{path.name} is damaged (its tensors are no linear denoiser's)")
+        vectors = torch.view_as_complex(tensors["eigenvectors"])
+        return cls(tensors["mean"], tensors["std"], tensors["eigenvalues"], vectors, width)
 
     def digest(self) -> str:
         """SHA-256 of all its numbers, by which a run that continues knows it again."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from earthprior import build
+from earthprior import build, handover
 from earthprior.chips.batch import Batch, prepare
 from earthprior.chips.loader import RawBatch, load_batches
 from earthprior.chips.read import ChipSpec
@@ -20,7 +20,6 @@ from earthprior.evaluation.comparison import Compared
 from earthprior.evaluation.denoising import PANEL_RHOS, denoised, panel_title
 from earthprior.figures import Panel
 from earthprior.figures.imagery import Array
-from earthprior.files import read_json
 from earthprior.params import Params, parse
 
 FILTER = "linear filter"
@@ -101,11 +100,9 @@ def _fitting(run: Compared, params: Params) -> _Fitting | str:
     if missing:
         return f"its {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not kept."
     try:
-        trained = parse(read_json(run.run.folder / "config.json")["params"], "config.json")
+        trained = parse(handover.read_config(run.run.folder / "config.json")["params"], "config.json")
     except EarthPriorError as error:
         return f"this code cannot rebuild its network. {_on_a_line(error)}"
-    except (KeyError, ValueError):
-        return "its config.json is damaged."
     for key in ("bands", "image_columns"):
         theirs, ours = getattr(trained.data, key), getattr(data, key)
         if theirs != ours:
@@ -163,7 +160,7 @@ def _ask(
     folder, px = found.run.run.folder, found.px
     task, trained = build.pretrained_task(folder)
     task = task.to(device).eval()
-    whole = prepare(raw, build.normalizer(trained, read_json(folder / "stats.json")), device)
+    whole = prepare(raw, build.normalizer(trained, handover.read_stats(folder / "stats.json")), device)
     seen = _window(whole.x0.shape[-1], largest, px)
     batch = Batch(whole.x0[seen].contiguous(), whole.valid[seen].contiguous(), whole.affine)
     levels = [level for level in noise_levels(task.schedule, float(task.linear.std)) if level.rho in PANEL_RHOS]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from earthprior import identity
-from earthprior.files import read_json
+from earthprior.handover import read_config
 from earthprior.params import Params, active, evaluation
 from earthprior.tracking import RunRef
 
@@ -18,7 +18,7 @@ def rows(
     """Who this run is, for the report's last table."""
     facts = identity.environment()
     ref = RunRef.read(pretrained / "mlflow_run.json")
-    config = read_json(pretrained / "config.json")
+    config = read_config(pretrained / "config.json")
     chips = ", ".join(f"{stats['chips'][usage]:,} {usage}" for usage in ("train", "validate", "test"))
     known = {
         "Git commit": identity.git_commit(root),

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from earthprior import build, identity, naming
+from earthprior import build, handover, identity, naming
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.normalize import Normalizer
@@ -33,7 +33,8 @@ from earthprior.chips.selection import (
 )
 from earthprior.errors import EarthPriorError
 from earthprior.evaluation import denoising, pages, probing, provenance, samples
-from earthprior.files import read_json, write_atomic, write_csv, write_json
+from earthprior.files import write_atomic, write_csv, write_json
+from earthprior.handover import flat
 from earthprior.metrics import data_ranges
 from earthprior.params import Params, active, evaluation
 from earthprior.report import render
@@ -74,7 +75,7 @@ def run(params: Params, root: Path) -> None:
     pretrained = root / "results/pretrain"
     stats, stats_sha256 = read_stats(root)
     task, trained = build.pretrained_task(pretrained)
-    config = read_json(pretrained / "config.json")
+    config = handover.read_config(pretrained / "config.json")
     fingerprint = str(config["fingerprint"])
     _check_same_run(params, trained, config, stats_sha256)
     device = build.device(params)
@@ -108,7 +109,7 @@ def run(params: Params, root: Path) -> None:
             task, *middle_crops(params, selection.folder, judged.rows, PANEL_CHIPS, normalizer, device)
         ),
         probe=result,
-        history=_history(pretrained),
+        history=handover.read_history(pretrained / "history.csv"),
         identity=provenance.rows(root, params, stats, fingerprint, pretrained),
         imported=bool(config.get("imported")),
     )
@@ -167,11 +168,6 @@ def _denoise(
     return denoising.judge(task, crops(), params.data.bands, data_ranges(stats))
 
 
-def _history(pretrained: Path) -> pd.DataFrame:
-    path = pretrained / "history.csv"
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
-
-
 def _write(evaluated: pages.Evaluated, root: Path) -> None:
     """All outs, built aside and moved to results/evaluate/ when complete."""
     building, results = root / "work/evaluate", root / "results/evaluate"
@@ -217,12 +213,3 @@ def _track(evaluated: pages.Evaluated, root: Path, fingerprint: str, pretrained:
         tracker.log_artifact(results / "figures", "evaluate")
         if (root / "dvc.lock").is_file():
             tracker.log_artifact(root / "dvc.lock")
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a tree under their paths: gain_db/rho_0.5."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", float(value)

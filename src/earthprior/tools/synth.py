@@ -115,7 +115,10 @@ def _prepare(out: Path, settings: dict[str, Any], force: bool) -> None:
     if force:
         _remove_set(out)
     elif marker.exists():
-        begun = read_json(marker)
+        try:
+            begun = dict(read_json(marker))
+        except (OSError, TypeError, ValueError):
+            begun = {}  # cut short by whatever stopped the run; nothing of its settings is sure
         pairs = [(key, begun.get(key), value) for key, value in settings.items()]
         differing = [f"{key} {before} there, {now} now" for key, before, now in pairs if before != now]
         if differing:
