@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ print("goodbye", request.signal_number, flush=True)
 def from_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*stop.STARTERS, "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
+    # These tests may themselves have been started in a session of their own.
+    monkeypatch.setattr(os, "getsid", lambda process: 7)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -100,6 +103,36 @@ def test_an_orphan_of_a_shell_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     request = StopRequest()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert request.signal_number is None
+
+
+def gone(process: int) -> int:
+    if process:
+        raise ProcessLookupError
+    return 7
+
+
+@pytest.mark.parametrize("sid", [lambda process: process, gone], ids=["adopted", "dying"])
+def test_who_lost_dvc_before_it_could_look_stops(sid: Callable[[int], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getsid", sid)
+    assert StopRequest().signal_number is None, "nobody's stage"
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    assert StopRequest().signal_number == signal.SIGTERM
+    # torchrun starts its processes in sessions of their own
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert StopRequest().signal_number is None
+
+
+def test_a_stage_with_nothing_to_save_leaves_when_dvc_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "LOOK_FOR_STARTER_SECONDS", 0.02)
+    monkeypatch.setenv("DVC_STAGE", "evaluate")
+    with interruptions() as request:
+        with stop_requests() as own, monkeypatch.context() as patch:
+            patch.setattr(os, "getppid", lambda: 1)
+            time.sleep(0.1)
+            assert not own.asked, "left to whoever saves"
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+        assert request.signal_number == signal.SIGTERM
 
 
 def test_an_orphan_that_is_then_signalled_still_saves(monkeypatch: pytest.MonkeyPatch) -> None:

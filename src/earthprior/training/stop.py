@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ ONE_REQUEST_SECONDS, ONE_REQUEST_TO_A_JOB_SECONDS = 1.0, 30.0
 # Who starts us and may die without telling; a shell may, too, but then (nohup) the run is meant to go on.
 TUNE_JOB = "EARTHPRIOR_TUNE_JOB"
 STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID", TUNE_JOB)
+LOOK_FOR_STARTER_SECONDS = 0.5
 
 
 class StopRequest:
@@ -26,7 +28,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._asked_at = 0.0
-        self._parent = os.getppid() if any(name in os.environ for name in STARTERS) else None
+        self._parent = _starter()
 
     @property
     def asked(self) -> bool:
@@ -51,6 +53,21 @@ class StopRequest:
         self._signal = self._signal or number
 
 
+def _starter() -> int | None:
+    """The process whose death asks this one to stop; None where nobody's does, 0 where it is dead already."""
+    starters = [name for name in STARTERS if name in os.environ]
+    if not starters:
+        return None
+    parent = os.getppid()
+    if starters != ["DVC_STAGE"]:
+        return parent
+    # Imports take seconds, in which dvc may die. It starts stages in its own session; who adopts orphans has another.
+    try:
+        return parent if os.getsid(parent) == os.getsid(0) else 0
+    except OSError:
+        return 0
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Note SIGINT, SIGTERM and the end of the terminal inside the block, where there is state to save."""
@@ -61,8 +78,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def interruptions() -> Iterator[StopRequest]:
-    """Let the first of these signals raise KeyboardInterrupt inside the block, where there is nothing to save."""
-    request = StopRequest()
+    """Let the first of these signals raise KeyboardInterrupt inside the block, where there is nothing to save.
+
+    The death of dvc does so, too.
+    """
+    request, over = StopRequest(), threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         first = not request.asked
@@ -70,8 +90,21 @@ def interruptions() -> Iterator[StopRequest]:
         if first:
             raise KeyboardInterrupt
 
+    def watch() -> None:
+        while not over.wait(LOOK_FOR_STARTER_SECONDS):
+            # Where there is state to save, another handler stands, and whoever set it looks for itself.
+            if request.signal_number is not None and signal.getsignal(signal.SIGTERM) is interrupt:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch, name="starter", daemon=True)
     with _handled_by(interrupt):
-        yield request
+        watcher.start()
+        try:
+            yield request
+        finally:
+            over.set()
+            watcher.join()
 
 
 @contextmanager
