@@ -460,6 +460,25 @@ def test_unfinished_evaluation_is_continued(root: Path) -> None:
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize(("gain", "curve"), [(1.0, [(20, 1.0)]), (3.0, [(20, 1.0), (20, 3.0)])])
+def test_a_killed_evaluation_leaves_no_point_twice(root: Path, gain: float, curve: list[tuple[int, float]]) -> None:
+    ref = pretrained(root)
+    killed = continue_or_open(root, ref, "evaluation", {"evaluate.steps": 20}, {}, TRAINED)
+    killed.log({"gain_db/mean": 1.0}, 20)
+    killed.log_levels({"rho_0.1": 1.0, "rho_5": 0.5})
+    # all of it delivered, and killed before the run could be marked as evaluated
+    killed.close("RUNNING")
+    again = continue_or_open(root, ref, "evaluation", {"evaluate.steps": 20}, {}, TRAINED)
+    again.log({"gain_db/mean": gain}, 20)
+    again.log_levels({"rho_0.1": 1.0, "rho_5": 0.5})
+    assert again.close().complete
+    (run,) = runs(root)
+    assert (run.info.status, run.data.tags[mlflow_run.EVALUATED]) == ("FINISHED", "true")
+    assert history(root, run.info.run_id, "evaluate/gain_db/mean") == curve
+    assert history(root, run.info.run_id, "evaluate/gain_db_by_rho_percent") == [(10, 1.0), (500, 0.5)]
+    assert run.data.metrics["evaluate/gain_db/mean"] == gain
+
+
 def test_second_evaluation_opens_a_run_and_changes_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = pretrained(root)
     evaluate(root, ref)

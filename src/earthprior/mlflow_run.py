@@ -101,6 +101,7 @@ class MlflowRun:
         self._join = join
         self._monitor: Any = None
         self._pictures: set[tuple[str, int]] | None = None
+        self._evaluated: frozenset[tuple[str, int, float]] = frozenset()
         self._began_ms = time.time_ns() // 1_000_000
 
     @property
@@ -137,6 +138,8 @@ class MlflowRun:
         self._attempt("stale runs", lambda: self._end_stale_runs(experiment_id))
         if self._log_system_metrics and self._monitor is None:
             self._attempt("system metrics", self._start_monitor)
+        if continued and self._pretraining is not None:
+            self._evaluated = self._points_of_evaluation(run)
         return last_steps(run) if continued and self._pretraining is None else {}
 
     def log_points(self, points: Sequence[Point]) -> None:
@@ -144,6 +147,7 @@ class MlflowRun:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
+        points = [p for p in points if (p.name, p.step, p.value) not in self._evaluated]
         for start in range(0, len(points), POINTS_AT_ONCE):
             metrics = [Metric(p.name, p.value, p.time_ms, p.step) for p in points[start : start + POINTS_AT_ONCE]]
             try:
@@ -187,6 +191,12 @@ class MlflowRun:
         if self._pretraining is not None and status == "FINISHED":
             self.set_tags({EVALUATED: "true"})
         self._client.set_terminated(self._run_id, status)
+
+    def _points_of_evaluation(self, run: Run) -> frozenset[tuple[str, int, float]]:
+        """What a killed evaluation left in the run: the next one sends what is new, be it of other evaluate.* keys."""
+        names = [name for name in run.data.metrics if name.startswith(EVALUATION_METRICS)]
+        found = [point for name in names for point in self._client.get_metric_history(run.info.run_id, name)]
+        return frozenset((point.key, point.step, point.value) for point in found)
 
     def _stored_pictures(self) -> set[tuple[str, int]]:
         """Keys and steps of the pictures that the run holds, from the names that MLflow gives to their files."""
