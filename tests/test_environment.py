@@ -37,6 +37,7 @@ WITHOUT_EFFECT = {
     "tracking",
     "tracking_store",
     "tracking_view",
+    "under_dvc",
 }
 
 

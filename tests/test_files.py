@@ -5,7 +5,7 @@ import stat
 import pandas as pd
 import pytest
 
-from earthprior.files import read_json, replacing, sha256_file, write_atomic, write_csv, write_json
+from earthprior.files import read_json, replacing, sha256_file, sweep, write_atomic, write_csv, write_json
 
 
 def names(folder):
@@ -87,6 +87,14 @@ def test_a_table_comes_back(tmp_path):
     table = pd.DataFrame({"epoch": [1, 2], "gain_db/mean": [0.1, -1e-9]})
     write_csv(tmp_path / "history.csv", table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), table)
+
+
+def test_what_kills_left_is_swept_and_the_rest_stays(tmp_path):
+    for name in (".stats.json.x1.tmp.json", ".network.safetensors.y2.tmp.safetensors", "stats.json", ".gitignore"):
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == [".gitignore", "stats.json"]
+    sweep(tmp_path / "nowhere")
 
 
 def test_sha256_is_of_the_bytes(tmp_path):

@@ -96,6 +96,13 @@ def test_truncate_after_drops_later_steps(journal: Journal) -> None:
     assert [path.name for path in journal.path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_what_was_written_later_goes_whatever_step_it_is_of(journal: Journal) -> None:
+    journal.append(record(5))
+    journal.append({**record(2), "at": 8})
+    journal.truncate_after(7)
+    assert journal.read() == [record(5)]
+
+
 def test_failed_truncation_keeps_the_file(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(3):
         journal.append(record(step))

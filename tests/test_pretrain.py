@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from earthprior.mirror import Delivery
 from earthprior.params import Params, active, load
 from earthprior.stages import pretrain
 from earthprior.training import session
+from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
 
 OUTS = [
@@ -81,6 +84,11 @@ def work_folder(root: Path, params: Params) -> Path:
 
 def results(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((root / "results/pretrain").iterdir())}
+
+
+def load_with(root: Path, values: Mapping[str, Any]) -> Params:
+    write_json(root / "params.yaml", {**read_json(root / "params.yaml"), **values})
+    return load(root / "params.yaml")
 
 
 def asked_after(steps: int, number: int = signal.SIGTERM) -> Any:
@@ -215,7 +223,7 @@ def test_a_stopped_run_says_what_is_saved_and_goes_on_also_from_a_copy_of_dvc(
     assert (folder / "ckpt-00000007.pt").is_file()
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 4, 6], "losses every second step, and the first epoch"
-    assert (folder / "owner").read_text() == f"pid {os.getpid()} on {socket.gethostname()}"
+    assert (folder / "owner").read_text().startswith(f"pid {os.getpid()} on {socket.gethostname()}, since 2")
 
     monkeypatch.undo()
     monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
@@ -251,7 +259,7 @@ def test_pictures_are_made_on_the_way_and_change_nothing(
     levels: list[int] = []
     monkeypatch.setattr(tracking.Tracker, "mirrors", True)
     monkeypatch.setattr(tracking.Tracker, "log_picture", lambda self, path, key, step: shown.append(step))
-    monkeypatch.setattr(tracking.Tracker, "log_levels", lambda self, row: levels.append(int(row["epoch"])))
+    monkeypatch.setattr(tracking.Tracker, "log_levels", lambda self, row, at: levels.append(int(row["epoch"])))
     monkeypatch.setattr(pictures, "SHARE", 1e9)
     root, params = project()
     monkeypatch.setattr(pretrain, "stop_requests", asked_after(10))
@@ -385,6 +393,57 @@ def test_a_damaged_journal_loses_only_the_damaged_lines(
     monkeypatch.setattr(pretrain, "stop_requests", asked_after(1000))
     pretrain.run(params, root)
     assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+def test_the_curve_over_levels_is_in_the_journal_once_also_after_a_late_kill(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project(epochs=2)
+    journals: list[list[int]] = []
+
+    def note(store: CheckpointStore) -> None:
+        lines = (store.folder / "metrics.jsonl").read_text().splitlines()
+        journals.append([json.loads(line)["step"] for line in lines if "by_rho" in line])
+
+    def killed(store: CheckpointStore) -> None:
+        note(store)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(CheckpointStore, "delete", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        pretrain.run(params, root)
+    monkeypatch.setattr(CheckpointStore, "delete", note)
+    pretrain.run(params, root)
+    assert journals == [[5, 10, 20, 50, 100, 200, 500]] * 2
+
+
+def test_what_dvc_has_not_recorded_is_not_trained_again(
+    project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, params = project()
+    folder, network = work_folder(root, params), root / "results/pretrain/network.safetensors"
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    pretrain.run(params, root)
+    assert (folder / "done.json").exists()
+    # dvc was killed before it wrote dvc.lock, and has deleted the outs
+    shutil.rmtree(root / "results/pretrain")
+    capsys.readouterr()
+    pretrain.run(params, root)
+    assert f"continuing at step {STEPS - 1} of {STEPS}" in capsys.readouterr().err
+    assert network.read_bytes() == (uninterrupted / "results/pretrain/network.safetensors").read_bytes()
+
+    # now it has, and is asked to run the stage again
+    md5 = hashlib.md5(network.read_bytes(), usedforsecurity=False).hexdigest()
+    outs = [{"path": "results/pretrain/network.safetensors", "md5": md5}]
+    write_json(root / "dvc.lock", {"stages": {"pretrain": {"outs": outs}}})
+    pretrain.run(params, root)
+    assert f"training {STEPS} steps" in capsys.readouterr().err
+
+    # and what is kept of one run goes when another one is done
+    other = load_with(root, {"epochs": 2})
+    pretrain.run(other, root)
+    assert [path.parent for path in (root / "work/pretrain").glob("*/done.json")] == [work_folder(root, other)]
+    assert not folder.exists()
 
 
 def test_what_mlflow_has_not_heard_outlives_the_work_folder(

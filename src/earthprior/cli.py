@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import click
 
-from earthprior import last_words
+from earthprior import last_words, under_dvc
 from earthprior.params import Params, load
 from earthprior.training.stop import interruptions
 
@@ -72,7 +72,9 @@ def stats() -> None:
     """
     from earthprior.stages import stats as stage
 
-    stage.run(_params(Path.cwd()), Path.cwd())
+    params = _params(Path.cwd())
+    stage.run(params, Path.cwd())
+    under_dvc.check_params("stats", params, Path.cwd())
 
 
 @main.command()
@@ -94,7 +96,9 @@ def pretrain(accept_code: bool) -> None:
     """
     from earthprior.stages import pretrain as stage
 
-    stage.run(_params(Path.cwd()), Path.cwd(), accept_code)
+    params = _params(Path.cwd())
+    stage.run(params, Path.cwd(), accept_code)
+    under_dvc.check_params("pretrain", params, Path.cwd())
 
 
 @main.command()
@@ -107,7 +111,9 @@ def evaluate() -> None:
     """
     from earthprior.stages import evaluate as stage
 
-    stage.run(_params(Path.cwd()), Path.cwd())
+    params = _params(Path.cwd())
+    stage.run(params, Path.cwd())
+    under_dvc.check_params("evaluate", params, Path.cwd())
 
 
 @main.command()

@@ -48,6 +48,14 @@ def remove_unfinished() -> None:
             temporary.unlink()
 
 
+def sweep(folder: Path) -> list[Path]:
+    """Remove the temporary files that killed processes left in a folder, and name them; for who alone writes there."""
+    stumps = list(folder.glob(".*.tmp*"))
+    for stump in stumps:
+        stump.unlink(missing_ok=True)
+    return stumps
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` (text as UTF-8) to `path`, never leaving a partial file under that name."""
     with replacing(path) as temporary:

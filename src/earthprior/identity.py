@@ -49,6 +49,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "pictures.py",
     "tracking.py",
     "tracking_store.py",
+    "under_dvc.py",
     "training/progress.py",
 )
 

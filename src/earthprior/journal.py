@@ -90,8 +90,11 @@ class Journal:
         return _decoded(lines, self.path), Position(generation, offset + sum(map(len, lines)))
 
     def truncate_after(self, step: int) -> None:
-        """Drop the records of later steps (atomic rewrite): a resumed run will write them again, with equal values."""
-        kept = [record for record in self.read() if record.get("step", step) <= step]
+        """Drop what was written after a step (atomic rewrite): a resumed run will write it again, with equal values.
+
+        A record's `at` says when it was written, where its own step is no step of the training.
+        """
+        kept = [record for record in self.read() if record.get("at", record.get("step", step)) <= step]
         with self._lock:
             self._close()
             if self.path.exists():

@@ -64,7 +64,12 @@ class Tracker:
             self._mirror.start(wait_seconds)
 
     def log(
-        self, metrics: Mapping[str, float], step: int, epoch: int | None = None, seconds: float | None = None
+        self,
+        metrics: Mapping[str, float],
+        step: int,
+        epoch: int | None = None,
+        seconds: float | None = None,
+        at: int | None = None,
     ) -> None:
         """Record values of a step.
 
@@ -73,22 +78,28 @@ class Tracker:
             step: Optimizer steps done, from 0.
             epoch: Epoch of that step.
             seconds: Training time so far, over all sessions of the run.
+            at: Optimizer steps done, where `step` says something else.
         """
         try:
             values = {self._named(name): float(value) for name, value in metrics.items()}
             record = {"step": int(step), "time_ms": time.time_ns() // 1_000_000, "metrics": values}
-            known = {"epoch": epoch, "seconds": seconds}
+            known = {"epoch": epoch, "seconds": seconds, "at": at}
             self._journal.append(record | {key: value for key, value in known.items() if value is not None})
         except (OSError, TypeError, ValueError) as error:
             if not self._troubled:
                 logger.warning("%s: could not be written (%s); the run goes on", self._journal.path.name, error)
             self._troubled = True
 
-    def log_levels(self, gain_db: Mapping[str, float]) -> None:
-        """Record the gains named `rho_0.5`, ..., as a curve over noise levels: its steps are 100 rho."""
+    def log_levels(self, gain_db: Mapping[str, float], at: int | None = None) -> None:
+        """Record the gains named `rho_0.5`, ..., as a curve over noise levels: its steps are 100 rho.
+
+        Args:
+            gain_db: By name; other names are left out.
+            at: Optimizer steps done, in a training that may be continued from an earlier one.
+        """
         for name, gain in gain_db.items():
             if level := re.search(r"(?:^|/)rho_([\d.]+)$", name):
-                self.log({f"{self._prefix or 'val/'}{BY_LEVEL}": gain}, round(100 * float(level[1])))
+                self.log({f"{self._prefix or 'val/'}{BY_LEVEL}": gain}, round(100 * float(level[1])), at=at)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Store a file (or folder) with the run, soon; it must stay where it is until `close`."""

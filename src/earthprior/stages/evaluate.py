@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from earthprior import build, handover, identity, naming
+from earthprior import build, handover, identity, naming, under_dvc
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.normalize import Normalizer
@@ -78,6 +78,9 @@ def run(params: Params, root: Path) -> None:
     config = handover.read_config(pretrained / "config.json")
     fingerprint = str(config["fingerprint"])
     _check_same_run(params, trained, config, stats_sha256)
+    if under_dvc.present():
+        # Since dvc has come to this stage, it has the training's outs in dvc.lock.
+        under_dvc.forget(identity.main_root(root) / "work/pretrain" / fingerprint)
     device = build.device(params)
     task = task.to(device).eval()
     selection = select(params, root, stats)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from earthprior import build, identity, naming
+from earthprior import build, identity, naming, under_dvc
 from earthprior.journal import Journal
 from earthprior.params import Params, active
 from earthprior.tracking import Tracker, open_tracker
+from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import only_writer, world
 from earthprior.training.session import Home, Hooks, Run, Session, prepare_torch
 from earthprior.training.stop import stop_requests
@@ -42,5 +43,15 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
         name = None if differs else naming.plain_name(params, work.fingerprint)
         return open_tracker(root, name, active(params), tags, journal, differs=differs)
 
+    def done(store: CheckpointStore) -> None:
+        if under_dvc.present():
+            under_dvc.keep(folder, root)
+        else:
+            store.delete()
+
     with world(build.device(params)) as (place, device), stop_requests() as stop, only_writer(folder, place):
-        Session(work, home, Hooks(open_run), device, place).run(stop, accept_code)
+        session = Session(work, home, Hooks(open_run, done=done), device, place)
+        if place.is_first:
+            under_dvc.reopen(folder, root)
+        place.wait()
+        session.run(stop, accept_code)

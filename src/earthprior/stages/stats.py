@@ -20,7 +20,7 @@ from earthprior.chips.problems import SHOWN, Problem, data_error
 from earthprior.chips.read import ChipSpec, read_chip
 from earthprior.chips.statistics import BandStatistics, merged
 from earthprior.chips.survey import Survey, census, crs_name, digest_of, survey
-from earthprior.files import sha256_file, write_atomic, write_json
+from earthprior.files import sha256_file, sweep, write_atomic, write_json
 from earthprior.identity import data_version
 from earthprior.params import Params
 
@@ -51,6 +51,7 @@ def run(params: Params, root: Path) -> None:
     problems += found.problems
     skipped, problems = _skip(params, catalog, problems)
     problems += _training_possible(params, catalog, found)
+    sweep(root / RESULTS)
     _write_problems(root / RESULTS / "bad_chips.csv", problems)
     _report(catalog, problems)
     folder = root / RESULTS

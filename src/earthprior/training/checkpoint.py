@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from earthprior.errors import CodeChangedError, EarthPriorError, StorageError, mended_by
-from earthprior.files import read_json, sha256_file, write_atomic, write_json
+from earthprior.files import read_json, sha256_file, sweep, write_atomic, write_json
 from earthprior.identity import FORMAT_VERSION, changed_files
 
 KEPT = 2
@@ -69,8 +69,8 @@ class CheckpointStore:
         For the process that writes alone: in another one's hands a temporary file is no stump.
         """
         unfinished = self._without_manifest()
-        stumps = list(self.folder.glob(".*.tmp*"))
-        for stump in [*stumps, *unfinished]:
+        stumps = sweep(self.folder)
+        for stump in unfinished:
             stump.unlink()
         if stumps or unfinished:
             what = [path.name for path in unfinished] + [f"{len(stumps)} temporary files"] * bool(stumps)

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from earthprior.errors import HeldError, Interrupted
+from earthprior.files import write_atomic
 
 PATIENCE = timedelta(hours=4)
 """How long processes wait while the first one judges all validation chips; dead ones are torchrun's to notice."""
@@ -128,7 +129,8 @@ def only_writer(folder: Path, place: World) -> Iterator[None]:
         who = owner.read_text() if owner.is_file() else "another process"
         raise HeldError(f"{who} is training this very run in {folder}; wait for it, or stop it first") from None
     try:
-        owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        write_atomic(owner, f"pid {os.getpid()} on {socket.gethostname()}, since {since},")
         yield
     finally:
         lock.release()

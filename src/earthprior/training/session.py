@@ -8,6 +8,7 @@ environment.json and mlflow_run.json.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from earthprior.diffusion import linear
 from earthprior.diffusion.gain import missing_levels, noise_levels
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import DataError, EarthPriorError, Interrupted, ParamsError, Pruned, StorageError, mended_by
-from earthprior.files import write_atomic, write_csv, write_json
+from earthprior.files import sweep, write_atomic, write_csv, write_json
 from earthprior.journal import Journal
 from earthprior.params import Params, active
 from earthprior.pictures import Pictures
@@ -118,11 +119,13 @@ class Hooks:
         validated: Called with the history's row after each validation, those of an earlier process included; may raise
             Pruned.
         trained: Called when all is written, before the MLflow run is closed.
+        done: Called at the very end: what becomes of the state.
     """
 
     open_run: Callable[[Mapping[str, str], Journal], Tracker]
     validated: Callable[[Mapping[str, float], Tracker], None] = lambda row, tracker: None
     trained: Callable[[Trained], None] = lambda trained: None
+    done: Callable[[CheckpointStore], None] = CheckpointStore.delete
 
 
 def prepare_torch(threads: int) -> None:
@@ -212,7 +215,7 @@ class Session:
                 pictures.draw(trainer.task, average, 0)
             outcome = trainer.run(store, tracker.log, stop, progress, validated)
             pictures.draw(trainer.task, average, len(outcome.history))
-            tracker.log_levels(outcome.history[outcome.best_epoch - 1])
+            tracker.log_levels(outcome.history[outcome.best_epoch - 1], trainer.step)
             try:
                 self._write_results(outcome, trainer.task, tracker)
             except OSError as error:
@@ -227,7 +230,7 @@ class Session:
             )
         except (Interrupted, Pruned) as end:
             if isinstance(end, Pruned):
-                tracker.log_levels(trainer.history[trainer.best_epoch - 1])
+                tracker.log_levels(trainer.history[trainer.best_epoch - 1], trainer.step)
             tracker.close("KILLED")
             raise
         except BaseException as error:
@@ -241,17 +244,17 @@ class Session:
         delivery = tracker.close("FINISHED")
         if not delivery:
             self._keep_journal()
-        store.delete()
+        self.hooks.done(store)
         return bool(delivery)
 
     def _keep_journal(self) -> None:
-        """Move the journal out of the work folder: a finished run leaves none, but MLflow has yet to hear of it."""
+        """Keep the journal outside of the work folder, which goes: MLflow has yet to hear of it."""
         work = identity.main_root(self.home.root) / "work"
         kept = work / "undelivered" / f"{self.fingerprint}-{os.getpid()}"
         kept.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "run.json", "last.safetensors"):
             if (self.home.folder / name).exists():
-                os.replace(self.home.folder / name, kept / name)
+                shutil.copyfile(self.home.folder / name, kept / name)
 
     def _linear(self, wanted: str | None) -> LinearDenoiser:
         """The linear denoiser of this run.
@@ -298,6 +301,7 @@ class Session:
     def _write_results(self, outcome: Outcome, task: DiffusionTask, tracker: Tracker) -> None:
         """All outs under their final names, and copies of what a run should keep in MLflow."""
         folder, results = self.home.folder, self.home.results
+        sweep(results)
         write_atomic(folder / "last.safetensors", save(outcome.last))
         write_atomic(results / "network.safetensors", save(outcome.best))
         # From memory: this is the one that was trained with, whatever became of the file.

@@ -1,0 +1,119 @@
+"""What dvc does around a stage, and what follows for the stage.
+
+It deletes a stage's outs before it runs the stage. So if dvc is killed after a training and before it has written
+dvc.lock, the outs of days are gone with the next `dvc repro`, unless their state is still there.
+
+It reads params.yaml and hashes the sources after the stage, for dvc.lock. So what was changed meanwhile, by hand or by
+a `dvc exp run -S` that dvc then refused, would be recorded with results that were made of something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from earthprior.errors import ParamsError
+from earthprior.files import read_json, write_json
+from earthprior.params import Params, load
+from earthprior.params.acting import flatten
+
+DONE, HELD_BY = "done.json", ("lock", "owner")
+NETWORK = "results/pretrain/network.safetensors"
+
+
+def present() -> bool:
+    """Whether dvc runs this process as a stage."""
+    return "DVC_STAGE" in os.environ
+
+
+def check_params(stage: str, params: Params, root: Path) -> None:
+    """Refuse to end well where params.yaml is no longer what the stage was run with.
+
+    Args:
+        stage: Its name in dvc.yaml, where its keys are listed; others may change.
+        params: What it was run with.
+        root: The project's root.
+
+    Raises:
+        ParamsError: It differs in a key of the stage.
+    """
+    if not present():
+        return
+    listed = _yaml(root / "dvc.yaml")["stages"][stage]["params"]
+    before, now = (dict(flatten(each.model_dump(mode="json"))) for each in (params, load(root / "params.yaml")))
+    changed = [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and any(f"{key}.".startswith(f"{name}.") for name in listed)
+    ]
+    if changed:
+        raise ParamsError(
+            f"params.yaml was changed while {stage} ran with the values before ({'; '.join(changed)}), and dvc would "
+            "record the new ones with its results. Put the old ones back, and nothing is lost; or go on with the new "
+            "ones, as a new run"
+        )
+
+
+def keep(folder: Path, root: Path) -> None:
+    """Mark the state in `folder` as that of a finished training, and forget those of other ones.
+
+    Args:
+        folder: The training's work folder, held by this process.
+        root: The project's root, with the training's outs.
+    """
+    with (root / NETWORK).open("rb") as handle:
+        digest = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False))
+    write_json(folder / DONE, {"md5": digest.hexdigest()})
+    for other in folder.parent.iterdir():
+        if other != folder:
+            forget(other)
+
+
+def reopen(folder: Path, root: Path) -> None:
+    """Decide on the state of a finished training when the same one starts again.
+
+    If DVC has its outs, the stage is meant to run anew, and the state goes. If not, dvc died in between: the training
+    goes on at its last checkpoint.
+
+    Args:
+        folder: The training's work folder, held by this process.
+        root: The project's root.
+    """
+    if not (folder / DONE).exists():
+        return
+    if _known_to_dvc(folder, root):
+        for path in [path for path in folder.iterdir() if path.name not in HELD_BY]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        (folder / DONE).unlink()
+
+
+def forget(folder: Path) -> None:
+    """Delete the state of a finished training; one that is not finished, or that a process holds, stays."""
+    if not (folder / DONE).exists():
+        return
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        return
+
+
+def _known_to_dvc(folder: Path, root: Path) -> bool:
+    """Whether dvc.lock holds the outs that the training left."""
+    try:
+        outs = _yaml(root / "dvc.lock")["stages"]["pretrain"]["outs"]
+        return read_json(folder / DONE)["md5"] in [out["md5"] for out in outs if out["path"] == NETWORK]
+    except (OSError, ValueError, YAMLError, LookupError, TypeError):
+        return False
+
+
+def _yaml(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

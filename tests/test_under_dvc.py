@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from earthprior import under_dvc
+from earthprior.errors import ParamsError
+from earthprior.files import write_json
+from earthprior.params import load
+from tiny_project import ROOT, edit_params
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "results/pretrain").mkdir(parents=True)
+    (tmp_path / under_dvc.NETWORK).write_bytes(b"weights")
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    return tmp_path
+
+
+@pytest.fixture
+def folder(root: Path) -> Path:
+    """State of a training that is done."""
+    made = root / "work/pretrain/abc"
+    (made / "pictures").mkdir(parents=True)
+    for name in ("ckpt-00000007.pt", "lock", "owner", "pictures/0.png"):
+        (made / name).touch()
+    under_dvc.keep(made, root)
+    return made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def lock_with(root: Path, content: Any) -> None:
+    write_json(root / "dvc.lock", content)
+
+
+def outs(md5: str) -> dict[str, Any]:
+    return {"stages": {"pretrain": {"outs": [{"path": "results/pretrain/config.json", "md5": "0"},
+                                             {"path": under_dvc.NETWORK, "md5": md5}]}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("lock", [None, {}, {"stages": {"stats": {}}}, [], outs("of another training")])
+def test_state_stays_until_dvc_has_the_outs(root: Path, folder: Path, lock: Any) -> None:
+    if lock is not None:
+        lock_with(root, lock)
+    under_dvc.reopen(folder, root)
+    assert names(folder) == ["ckpt-00000007.pt", "lock", "owner", "pictures"]
+
+
+def test_a_stage_whose_outs_dvc_has_runs_anew(root: Path, folder: Path) -> None:
+    lock_with(root, outs(hashlib.md5(b"weights", usedforsecurity=False).hexdigest()))
+    under_dvc.reopen(folder, root)
+    assert names(folder) == ["lock", "owner"]
+
+
+def test_only_what_is_done_and_free_is_forgotten(folder: Path) -> None:
+    unfinished = folder.with_name("def")
+    unfinished.mkdir()
+    under_dvc.forget(unfinished)
+    assert unfinished.exists()
+    with FileLock(folder / "lock"):
+        under_dvc.forget(folder)
+        assert folder.exists()
+    under_dvc.forget(folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed", "told"),
+    [
+        ("pretrain", {"lr": 0.5}, "lr: 0.001 -> 0.5"),
+        ("pretrain", {"unet_film.blocks": 2, "seed": 1}, "seed: 0 -> 1; unet_film.blocks: 1 -> 2"),
+        ("evaluate", {"evaluate.steps": 5}, "evaluate.steps: 20 -> 5"),
+        ("stats", {"data.buffer": 4}, "data.buffer: 0 -> 4"),
+        ("pretrain", {"operation.readers": 1, "evaluate.steps": 5}, None),
+        ("stats", {"lr": 0.5, "data.crop_px": 28}, None),
+        ("evaluate", {"lr": 0.5}, None),
+    ],
+)
+def test_params_that_changed_under_a_stage_are_not_recorded_with_it(
+    root: Path, stage: str, changed: dict[str, Any], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load(root / "params.yaml")
+    under_dvc.check_params(stage, before, root)
+    edit_params(root / "params.yaml", changed)
+    if told is None:
+        under_dvc.check_params(stage, before, root)
+        return
+    with pytest.raises(ParamsError) as fault:
+        under_dvc.check_params(stage, before, root)
+    assert f"while {stage} ran" in str(fault.value)
+    assert f"({told})" in str(fault.value)
+    monkeypatch.delenv("DVC_STAGE")
+    under_dvc.check_params(stage, before, root)
