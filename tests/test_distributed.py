@@ -58,9 +58,26 @@ if "SLOWLY" in os.environ:
 with open(f"rank{os.environ['RANK']}.pid", "w") as file:
     file.write(str(os.getpid()))
 
+# In the second process alone: a batch that poisons, or a chip that cannot be read.
+if os.environ.get("FAULT") and os.environ["RANK"] == "1":
+    from earthprior.errors import DataError
+    update = Trainer._update
+    def faulty(self, shares):
+        if self.step == 2 and os.environ["FAULT"] == "chip":
+            raise DataError("chips/chip_004.tif (catalog line 6): truncated")
+        if self.step == 2:
+            shares[0].batch.x0[0] = torch.nan
+        return update(self, shares)
+    Trainer._update = faulty
+
 from earthprior.cli import main
 sys.argv = ["earthprior", "pretrain"]
-main()
+try:
+    main()
+except SystemExit as ended:
+    with open(f"rank{os.environ['RANK']}.code", "w") as file:
+        file.write(str(ended.code))
+    raise
 """
 
 
@@ -122,7 +139,7 @@ def one_process_playing_two(params: Params, root: Path) -> Trainer:
     run, home = sessions.Run(params, stats, {}, "f"), sessions.Home(root, root, root, root)
     session = sessions.Session(run, home, sessions.Hooks(fails), CPU, World())
     task = build.task(params, session._linear(refit=True))
-    chips = sessions.TrainingChips(len(session.selection.train), session._read, session.normalizer)
+    chips = sessions.TrainingChips(session.selection.train, session._read, session.normalizer)
     trainer = Trainer(params, task, chips, validation=None, device=CPU, world=World())  # type: ignore[arg-type]
     orders = []
     for rank in range(2):
@@ -222,6 +239,30 @@ def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params:
     saved = max(int(path.stem[5:]) for path in folder.glob("ckpt-*.json"))
     last = "continue with: torchrun --nproc-per-node=2 -m earthprior pretrain"
     assert f"earthprior: saved step {saved} of 240\n{last}\n" in said, said
+
+
+@pytest.mark.parametrize(("fault", "code"), [("poison", 3), ("chip", 2)])
+def test_what_ends_one_process_ends_all_with_the_same_code_and_words(
+    made: Path, params: Params, fault: str, code: int, tmp_path: Path
+) -> None:
+    root = project(made, params, tmp_path)
+    process = torchrun(root, FAULT=fault)
+    said = end(process)
+    assert [int((root / f"rank{rank}.code").read_text()) for rank in range(2)] == [code, code], said
+    words = [line for line in said.splitlines() if line.startswith("earthprior: ")]
+    assert len(words) == 2
+    assert "Traceback" not in said.split("continue with:")[0]
+    assert "then continue with: torchrun --nproc-per-node=2 -m earthprior pretrain" in said
+    if fault == "chip":
+        told = "chips/chip_004.tif (catalog line 6): truncated"
+        assert sorted(words) == [f"earthprior: another process ended: {told}", f"earthprior: {told}"]
+        return
+    assert words[0] == words[1]
+    assert "training diverged at step 3 of 8" in words[0]
+    (record,) = root.glob("work/pretrain/*/diverged.json")
+    losses = [chip["loss"] for chip in read_json(record)["chips"]]
+    assert [index for index, loss in enumerate(losses) if loss == "NaN"] == [2], "the first chip of the second process"
+    assert f"Worst of the 4 chips: {read_json(record)['chips'][2]['file']} " in words[0]
 
 
 def test_alone_nothing_is_wrapped_and_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

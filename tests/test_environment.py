@@ -28,6 +28,7 @@ WITHOUT_EFFECT = {
     "handover",
     "identity",
     "journal",
+    "memory",
     "mirror",
     "mlflow_read",
     "mlflow_run",

@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 import torch
 
-from earthprior import identity, naming, tracking
+from earthprior import identity, memory, naming, tracking
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.selection import Selection
 from earthprior.diffusion.gain import linear_denoiser
-from earthprior.errors import EarthPriorError
+from earthprior.errors import DeviceMemoryError, EarthPriorError
 from earthprior.evaluation import denoising, pages
 from earthprior.files import read_json, write_json
 from earthprior.params import Params
@@ -183,6 +183,27 @@ def test_a_fault_on_the_way_leaves_no_results(
     monkeypatch.setattr(pages, "report", fail)
     with pytest.raises(OSError, match="disk full"):
         evaluate.run(params_of(evaluate__label_column="none"), pretrained)
+    assert not (pretrained / "results/evaluate").exists()
+
+
+def test_out_of_memory_names_what_leaves_the_training_as_it_is(
+    pretrained: Path, params_of: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> None:
+        torch.empty(1 << 50)
+
+    monkeypatch.setattr(evaluate, "_denoise", short)
+    with pytest.raises(
+        DeviceMemoryError, match=r"lower evaluate\.samples \(3 now\) or evaluate\.probe_pixels"
+    ) as caught:
+        evaluate.run(params_of(), pretrained)
+    assert caught.value.exit_code == 2
+    assert "operation.device: cpu" not in str(caught.value), "which it is"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 24 * 10**9))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 22 * 10**9)
+    gpu = memory.told_in_evaluation(params_of(), torch.device("cuda"))
+    with pytest.raises(DeviceMemoryError, match=r"cuda, 24\.0 GB, .* set operation\.device: cpu"), gpu:
+        raise torch.OutOfMemoryError("CUDA out of memory")
     assert not (pretrained / "results/evaluate").exists()
 
 

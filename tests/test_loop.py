@@ -17,12 +17,15 @@ import torch
 from torch import nn
 
 from earthprior.chips.batch import Batch
-from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.errors import DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.files import read_json
+from earthprior.params import active
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tasks.task import Loss
 from earthprior.training import checkpoint
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
+from earthprior.training.loop import Trainer
 from earthprior.training.validate import evaluating
 from tiny_training import Judge, Log, StopAt, Tiny, bits, final_bits, resumed, train
 
@@ -309,8 +312,24 @@ def test_divergence_names_the_chip_and_poisons_nothing(make_tiny: MakeTiny, pois
     with pytest.raises(DivergedError) as caught:
         train(trainer, tmp_path)
     assert caught.value.exit_code == 3
-    for part in (f"{chip.images[0]} (catalog line {chip.line})", "at step 7", "lr 0.00", "at timestep "):
-        assert part in str(caught.value)
+    said = str(caught.value)
+    for part in (
+        "training diverged at step 7 of 12 (epoch 2): loss ", "lr 0.00",
+        f"Worst of the 4 chips: {chip.images[0]} (catalog line {chip.line}) at timestep ",
+        "the last good checkpoint is ckpt-00000006.pt", "lower lr (0.01 now), lower grad_clip (1 now), or look",
+        "The same command continues from it and diverges at the same step again", "diverged.json",
+    ):  # fmt: skip
+        assert part in said, said
+    assert len(said) < 1000
+    record = read_json(tmp_path / "diverged.json")
+    assert (record["step"], record["epoch"], record["last_checkpoint"]) == (7, 2, "ckpt-00000006.pt")
+    assert "NaN" in (record["loss"], record["gradient_norm"])
+    assert len(record["gradient_norms_before"]) == 6
+    assert all(f"{norm:.3g}" in said for norm in record["gradient_norms_before"][1:])
+    batch = [tiny.selection.train[index] for index in next(trainer._order())]
+    assert [(one["file"], one["catalog_line"]) for one in record["chips"]] == [(r.images[0], r.line) for r in batch]
+    assert all(0 <= one["timestep"] < 1000 for one in record["chips"])
+    assert [one["loss"] for one in record["chips"]].count("NaN") == (1 if poison is poison_loss else 0)
     latest = CheckpointStore(tmp_path, "f" * 12, {}).load_latest()
     assert latest is not None
     assert latest[0] == 6
@@ -318,6 +337,137 @@ def test_divergence_names_the_chip_and_poisons_nothing(make_tiny: MakeTiny, pois
     assert all(tensor.isfinite().all() for tensor in tensors)
     # And not in memory either: a stage that goes on with the trainer finds step 6.
     assert all(parameter.isfinite().all() for parameter in trainer.task.network.parameters())
+
+
+def test_divergence_in_a_part_of_a_batch_names_that_parts_chip(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    tiny = make_tiny(accumulation_steps=2, grad_clip=None, precision="bfloat16")
+    trainer = tiny.trainer()
+    chip = tiny.selection.train[list(trainer._order())[2 * 5 + 1][1]]
+
+    def diverging(batch: Batch, generator: torch.Generator) -> Loss:
+        loss = DiffusionTask.loss(trainer.task, batch, generator)
+        parts.append(trainer.step)
+        if parts[-2:] != [5, 5]:
+            return loss
+        per_chip = loss.per_chip.clone()
+        per_chip[1] = torch.inf
+        return replace(loss, total=loss.total * torch.inf, per_chip=per_chip)
+
+    parts: list[int] = []
+    trainer.task.loss = diverging  # type: ignore[method-assign]
+    with pytest.raises(
+        DivergedError, match=r"at step 6 .* there is no checkpoint yet\. The same command begins"
+    ) as caught:
+        train(trainer, tmp_path)
+    assert f"Worst of the 4 chips: {chip.images[0]} (catalog line {chip.line}) at" in str(caught.value)
+    assert "set grad_clip (null now), set precision: float32 (bfloat16 now), or look" in str(caught.value)
+    assert [one["loss"] for one in read_json(tmp_path / "diverged.json")["chips"]].count("Infinity") == 1
+
+
+def test_a_diverged_run_goes_on_from_the_last_good_checkpoint_and_diverges_there_again(
+    make_tiny: MakeTiny, tiny: Tiny, tmp_path: Path, whole_run: Any
+) -> None:
+    def poisoned(trainer: Trainer) -> Trainer:
+        def loss(batch: Batch, generator: torch.Generator) -> Loss:
+            loss = DiffusionTask.loss(trainer.task, batch, generator)
+            return poison_loss(loss, trainer.task.network) if trainer.step == 6 else loss
+
+        trainer.task.loss = loss  # type: ignore[method-assign]
+        return trainer
+
+    often = make_tiny(operation__checkpoint_every_seconds=0)
+    messages = []
+    for process in (often.trainer, lambda: resumed(often, tmp_path)):
+        with pytest.raises(DivergedError) as caught:
+            train(poisoned(process()), tmp_path)
+        # A process knows only the norms of its own steps.
+        messages.append(re.sub(r"\(before it.*?\)", "", str(caught.value)))
+    assert messages[0] == messages[1]
+    trainer = resumed(tiny, tmp_path)
+    assert trainer.step == 6
+    assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
+
+
+def test_an_average_that_cannot_be_judged_is_divergence(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    trainer = make_tiny(operation__checkpoint_every_seconds=0).trainer()
+    trainer.validation = Judge(0.1, math.nan)  # type: ignore[assignment]
+    with pytest.raises(DivergedError, match=r"after epoch 2 \(step 8\).* no finite number \(gain_db/mean\)") as caught:
+        train(trainer, tmp_path)
+    assert "the last good checkpoint is ckpt-00000007.pt" in str(caught.value)
+    assert "lower lr (0.01 now)" in str(caught.value)
+    assert CheckpointStore(tmp_path, "f" * 12, {}).steps() == [6, 7]
+
+
+class Short:
+    """Runs out of memory when a trainer comes to a step, in the n-th call."""
+
+    def __init__(self, trainer: Trainer, step: int, call: Callable[..., Any], error: Callable[[], Any]) -> None:
+        self.trainer, self.step, self.call, self.error = trainer, step, call, error
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        done = self.call(*arguments, **named)
+        if self.trainer.step == self.step:
+            self.error()
+        return done
+
+
+def out_of_device_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def out_of_machine_memory() -> None:
+    torch.empty(1 << 50)
+
+
+def out_of_reader_memory() -> None:
+    raise MemoryError("Unable to allocate 12.0 GiB")
+
+
+@pytest.mark.parametrize("error", [out_of_device_memory, out_of_machine_memory, out_of_reader_memory])
+def test_out_of_memory_in_the_passes_saves_the_step_and_goes_on_with_recomputed_activations(
+    make_tiny: MakeTiny, tmp_path: Path, whole_run: Any, error: Callable[[], Any]
+) -> None:
+    trainer = make_tiny().trainer()
+    trainer.task.loss = Short(trainer, 5, trainer.task.loss, error)  # type: ignore[method-assign]
+    with pytest.raises(DeviceMemoryError) as caught:
+        train(trainer, tmp_path)
+    assert caught.value.exit_code == 2
+    said = str(caught.value)
+    assert said.startswith("out of memory at step 6 in the forward and backward passes (this machine's memory); ")
+    for part in (
+        "ckpt-00000005.pt is kept", "operation.activation_checkpointing: true", "this very run continues",
+        "set accumulation_steps: 2 (1 now), the same batch of 4 in parts of 2 chips instead of 4",
+    ):  # fmt: skip
+        assert part in said, said
+    assert ("operation.readers (2 now)" in said) == (error is out_of_reader_memory)
+
+    mended = make_tiny(operation__activation_checkpointing=True)
+    assert active(mended.params) == active(make_tiny().params), "or it would be another run"
+    trainer = resumed(mended, tmp_path)
+    assert trainer.step == 5
+    assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
+
+
+def test_out_of_memory_elsewhere_saves_nothing_that_is_half_done(
+    make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_tiny(operation__activation_checkpointing=True, accumulation_steps=4).trainer()
+    trainer.optimizer.step = Short(trainer, 5, trainer.optimizer.step, out_of_device_memory)
+    with pytest.raises(DeviceMemoryError, match=r"step 6 in the optimizer .*; there is no checkpoint yet") as caught:
+        train(trainer, tmp_path / "optimizer")
+    assert "lower data.crop_px or choose a smaller network" in str(caught.value), "each part is one chip already"
+
+    trainer = make_tiny().trainer()
+    monkeypatch.setattr(trainer.validation, "judge", lambda task: out_of_device_memory())
+    with pytest.raises(DeviceMemoryError, match=r"step 4 in the validation .* set val_batch_size: 2 \(4 now\)"):
+        train(trainer, tmp_path / "validation")
+
+    # Batch norm has counted the batch by then, so the state is none that a run ever has between two steps.
+    trainer = make_tiny(network="unet_att_d").trainer()
+    trainer.task.loss = Short(trainer, 3, trainer.task.loss, out_of_device_memory)  # type: ignore[method-assign]
+    with pytest.raises(DeviceMemoryError, match="there is no checkpoint yet"):
+        train(trainer, tmp_path / "batch_norm")
+    assert not list(tmp_path.rglob("ckpt-*"))
 
 
 def full(path: Path, content: Any) -> None:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from earthprior import build, identity, pictures, tracking
 from earthprior.diffusion.gain import RHOS
 from earthprior.diffusion.linear import LinearDenoiser
-from earthprior.errors import DataError, EarthPriorError, Interrupted, ParamsError, StorageError
+from earthprior.errors import DataError, DivergedError, EarthPriorError, Interrupted, ParamsError, StorageError
 from earthprior.files import read_json, sha256_file, write_json
 from earthprior.identity import CodeHash
 from earthprior.mirror import Delivery
@@ -34,6 +34,7 @@ from earthprior.stages import pretrain
 from earthprior.training import session
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
+from earthprior.training.loop import Trainer
 
 OUTS = [
     "config.json", "environment.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors",
@@ -309,6 +310,33 @@ def test_results_that_cannot_be_written_keep_the_run(
     assert (work_folder(root, params) / f"ckpt-{STEPS - 1:08d}.json").is_file()
     monkeypatch.undo()
     monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    pretrain.run(params, root)
+    assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+def test_a_diverged_run_says_why_in_mlflow_too_and_keeps_its_state(
+    project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project()
+    update, ended, tags = Trainer._update, [], {}
+
+    def diverging(trainer: Trainer, shares: Any) -> Any:
+        if trainer.step == 9:
+            for share in shares:
+                share.batch.x0[:] = torch.nan
+        return update(trainer, shares)
+
+    close = tracking.Tracker.close
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", diverging)
+        patch.setattr(tracking.Tracker, "set_tags", lambda self, told: tags.update(told))
+        patch.setattr(tracking.Tracker, "close", lambda self, status: (ended.append(status), close(self, status))[1])
+        with pytest.raises(DivergedError) as caught:
+            pretrain.run(params, root)
+    assert ended == ["FAILED"]
+    assert tags["earthprior.reason"] == str(caught.value)
+    assert "diverged at step 10 of 20" in str(caught.value)
+    assert read_json(work_folder(root, params) / "diverged.json")["last_checkpoint"] == "ckpt-00000009.pt"
     pretrain.run(params, root)
     assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
 

@@ -10,7 +10,7 @@ from earthprior.chips.catalog import ChipRow
 from earthprior.params import Params
 from earthprior.tasks.task import Loss
 from earthprior.training.distributed import World
-from earthprior.training.shares import Share, backward, joined, share_weights, worst_chip
+from earthprior.training.shares import Share, backward, joined, share_weights
 from support import make_batch
 
 MakeParams = Callable[..., Params]
@@ -108,18 +108,3 @@ def test_the_joined_loss_keeps_the_chips_order() -> None:
     assert loss.per_chip.tolist() == [1, 1.5, 2, 2.5]
     assert loss.t is not None
     assert loss.t.tolist() == [1, 1, 2, 2]
-
-
-def test_the_worst_chip_is_found_in_any_share() -> None:
-    shares, alone = make_shares("vv", "vv"), World()
-    loss = Loss(torch.tensor(1.0), torch.tensor([1.0, 3.0, 2.0, 0.5]))
-    assert worst_chip(loss, shares, alone) == "chip chip_0_1.tif (catalog line 1)"
-    loss = Loss(torch.tensor(1.0), torch.tensor([1.0, 3.0, torch.nan, 9.0]), torch.tensor([2, 3, 4, 5]))
-    assert worst_chip(loss, shares, alone) == "chip chip_1_0.tif (catalog line 10) at timestep 4"
-
-
-def test_only_the_process_that_has_the_worst_chip_names_it() -> None:
-    shares = make_shares("vv")
-    loss = Loss(torch.tensor(1.0), torch.tensor([1.0, 2.0, 3.0, torch.inf]))
-    assert worst_chip(loss, shares, World(0, 2)) == "chip is one of process 1"
-    assert worst_chip(loss, shares, World(1, 2)) == "chip chip_0_1.tif (catalog line 1)"

@@ -90,7 +90,7 @@ class Tiny:
     def trainer(self, world: World | None = None) -> Trainer:
         task = build.task(self.params, self.linear)
         validation = Validation(self.validation_batches, self.params.data.bands)
-        chips = TrainingChips(len(self.selection.train), self.read, self.normalizer)
+        chips = TrainingChips(self.selection.train, self.read, self.normalizer)
         return Trainer(self.params, task, chips, validation, CPU, world or World())
 
 

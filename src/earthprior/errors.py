@@ -55,6 +55,10 @@ class DivergedError(EarthPriorError):
     exit_code = 3
 
 
+class DeviceMemoryError(EarthPriorError):
+    """The memory of the device or the machine is too small for what params.yaml asks."""
+
+
 class StorageError(EarthPriorError):
     """The disk is full or failing."""
 

@@ -43,6 +43,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "handover.py",
     "identity.py",
     "journal.py",
+    "memory.py",
     "mirror.py",
     "mlflow_run.py",
     "naming.py",
@@ -50,6 +51,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "tracking.py",
     "tracking_store.py",
     "under_dvc.py",
+    "training/divergence.py",
     "training/progress.py",
 )
 

@@ -134,11 +134,12 @@ def _complete_bytes(descriptor: int, block: int = 1 << 16) -> int:
 def _encoded(record: Mapping[str, Any]) -> dict[str, Any]:
     encoded = dict(record)
     if "metrics" in encoded:
-        encoded["metrics"] = {name: _spelled(float(value)) for name, value in encoded["metrics"].items()}
+        encoded["metrics"] = {name: spelled(float(value)) for name, value in encoded["metrics"].items()}
     return encoded
 
 
-def _spelled(value: float) -> float | str:
+def spelled(value: float) -> float | str:
+    """A number as JSON can hold it: what is not finite by its name."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from earthprior import build, handover, identity, naming, under_dvc
+from earthprior import build, handover, identity, memory, naming, under_dvc
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.normalize import Normalizer
@@ -82,6 +82,22 @@ def run(params: Params, root: Path) -> None:
         # Since dvc has come to this stage, it has the training's outs in dvc.lock.
         under_dvc.forget(identity.main_root(root) / "work/pretrain" / fingerprint)
     device = build.device(params)
+    with memory.told_in_evaluation(params, device):
+        evaluated = _evaluated(params, root, stats, task, device, config)
+    _write(evaluated, root)
+    _track(evaluated, root, fingerprint, pretrained)
+
+
+def _evaluated(
+    params: Params,
+    root: Path,
+    stats: Mapping[str, Any],
+    task: DiffusionTask,
+    device: torch.device,
+    config: Mapping[str, Any],
+) -> pages.Evaluated:
+    """All numbers and pictures of the report."""
+    pretrained = root / "results/pretrain"
     task = task.to(device).eval()
     selection = select(params, root, stats)
     judged = judged_chips(selection)
@@ -94,7 +110,7 @@ def run(params: Params, root: Path) -> None:
     _say(f"probing features for labels in column {params.evaluate.label_column}, if there are any")
     result = probing.probe(params, task, selection, judged.rows, normalizer, device)
     _say(f"sampling {params.evaluate.samples} chips, and drawing the report")
-    evaluated = pages.Evaluated(
+    return pages.Evaluated(
         params=params,
         usage=judged.usage,
         judged=len(judged.rows),
@@ -113,11 +129,9 @@ def run(params: Params, root: Path) -> None:
         ),
         probe=result,
         history=handover.read_history(pretrained / "history.csv"),
-        identity=provenance.rows(root, params, stats, fingerprint, pretrained),
+        identity=provenance.rows(root, params, stats, str(config["fingerprint"]), pretrained),
         imported=bool(config.get("imported")),
     )
-    _write(evaluated, root)
-    _track(evaluated, root, fingerprint, pretrained)
 
 
 def _say(what: str) -> None:

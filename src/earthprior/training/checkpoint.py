@@ -127,7 +127,7 @@ class CheckpointStore:
             kept = self.steps()
         full = free is not None and error.errno in (errno.ENOSPC, errno.EDQUOT)
         space = f": it needs {_size(needed)}, {_size(free or 0)} are free" if full else ""
-        there = f"{self._path(kept[-1]).name} is kept" if kept else "there is none of an earlier step"
+        there = f"{self._path(kept[-1]).name} is kept" if kept else "there is no earlier one"
         fix = mended_by(error) or "look at that folder"
         why = error.strerror or error
         return f"checkpoint of step {step:,} not written in {self.folder} ({why}){space}; {there}. To mend it: {fix}"
@@ -136,6 +136,13 @@ class CheckpointStore:
         """Steps with a checkpoint and a manifest, oldest first."""
         manifests = [re.fullmatch(r"ckpt-(\d+)\.json", path.name) for path in self.folder.iterdir()]
         return sorted(int(match[1]) for match in manifests if match)
+
+    def newest(self) -> str | None:
+        """The name of the newest checkpoint, for messages."""
+        with suppress(OSError):
+            if steps := self.steps():
+                return self._path(steps[-1]).name
+        return None
 
     def _without_manifest(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("ckpt-*.pt") if not path.with_suffix(".json").exists())

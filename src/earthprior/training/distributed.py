@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -13,13 +14,21 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from earthprior.errors import HeldError, Interrupted
+from earthprior.errors import DivergedError, EarthPriorError, HeldError, Interrupted
 from earthprior.files import write_atomic
 
 PATIENCE = timedelta(hours=4)
 """How long processes wait while the first one judges all validation chips; dead ones are torchrun's to notice."""
+
+
+TOGETHER = (Interrupted, DivergedError)
+"""What all processes come to at the same step."""
+
+FATE = "earthprior/fate"
 
 
 @dataclass(frozen=True)
@@ -98,16 +107,43 @@ def world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, size = next(rendezvous("env://"))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         try:
-            yield World(distributed.get_rank(), size), device
-        except Interrupted:
+            with _one_fate(store):
+                yield World(rank, size), device
+        except TOGETHER:
             distributed.barrier()
             raise
         distributed.barrier()
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _one_fate(store: Store) -> Iterator[None]:
+    """What ends one process ends the others with its words and its exit code: they wait for it in vain.
+
+    Args:
+        store: That all processes read.
+    """
+    try:
+        yield
+    except TOGETHER:
+        raise
+    except EarthPriorError as error:
+        store.set(FATE, json.dumps([error.exit_code, str(error)]))
+        raise
+    except RuntimeError:
+        # Torch's own words of a process that has left say nothing of why.
+        if not store.check([FATE]):
+            raise
+        code, text = json.loads(store.get(FATE))
+        fault = EarthPriorError(f"another process ended: {text}")
+        fault.exit_code = code
+        raise fault from None
 
 
 @contextmanager

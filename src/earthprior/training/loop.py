@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from earthprior import memory
+from earthprior.chips.catalog import ChipRow
 from earthprior.chips.loader import RawBatch
 from earthprior.chips.normalize import Normalizer
-from earthprior.errors import DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.errors import DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
 from earthprior.networks.tensor_file import listed, mismatches
 from earthprior.params import Params
 from earthprior.randomness import numpy_generator
 from earthprior.tasks.diffusion import DiffusionTask
+from earthprior.training import divergence
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World, unwrap
 from earthprior.training.optim import OPTIMIZERS, averaged
 from earthprior.training.progress import Progress
 from earthprior.training.rates import LRSchedule
-from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights, worst_chip
+from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights
 from earthprior.training.sharpness import ascended
 from earthprior.training.stop import StopRequest
 from earthprior.training.validate import Validation, evaluating
+
+PASSES, OPTIMIZER, VALIDATION = "forward and backward passes", "optimizer", "validation"
 
 Log = Callable[[Mapping[str, float], int, int], None]
 """log(metrics, step, epoch); never fails and never waits."""
@@ -45,12 +51,12 @@ class TrainingChips:
     """What the loop reads.
 
     Attributes:
-        count: Number of training chips.
-        read: Yields the raw batches for lists of chip indices, in their order.
+        rows: The training chips.
+        read: Yields the raw batches for lists of indices into `rows`, in their order.
         normalizer: Of the run.
     """
 
-    count: int
+    rows: Sequence[ChipRow]
     read: Callable[[Iterable[Sequence[int]]], Generator[RawBatch]]
     normalizer: Normalizer
 
@@ -99,7 +105,7 @@ class Trainer:
         self.validation = validation
         self.device = device
         self.world = world
-        self.steps_per_epoch = chips.count * params.data.crops_per_chip // params.batch_size
+        self.steps_per_epoch = len(chips.rows) * params.data.crops_per_chip // params.batch_size
         self.total_steps = params.epochs * self.steps_per_epoch
         network = task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged(network, params.ema_decay)
@@ -114,6 +120,8 @@ class Trainer:
         self._epoch_loss = 0.0
         self._linear = task.linear.digest()
         self._unsaved: int | None = None
+        self._norms: deque[float] = deque(maxlen=divergence.NORMS)
+        self._doing = ""
 
     @property
     def finished(self) -> bool:
@@ -144,11 +152,19 @@ class Trainer:
             Interrupted: Asked to stop; the state is saved.
             StorageError: Asked to stop, and the state could not be saved.
             DivergedError: Loss or gradient became non-finite.
+            DeviceMemoryError: There is too little memory; the state is saved where it is sound.
         """
         saved_at, pause = time.monotonic(), self.params.operation.checkpoint_every_seconds
         with closing(self.chips.read(self._order())) as raws:
             while not self.finished:
-                self._one_step(raws, log, progress, validated)
+                try:
+                    self._one_step(raws, log, progress, validated, store)
+                except divergence.NonFinite as fault:
+                    raise self._diverged(fault, store) from None
+                except Exception as error:
+                    if not memory.is_out_of_memory(error):
+                        raise
+                    raise self._out_of_memory(error, store) from error
                 asked = self.world.largest(stop.signal_number or 0, self.device)
                 due = time.monotonic() - saved_at >= pause or self._at_checkpoint()
                 if self.world.is_first and (asked or due) and not self.finished:
@@ -229,24 +245,34 @@ class Trainer:
     def _order(self) -> Iterator[list[int]]:
         """Chip indices of this process's shares of all steps left; the epoch's permutation is f(seed, epoch)."""
         length = self.params.batch_size // (self.world.size * self.params.accumulation_steps)
-        order = None
+        order: list[int] = []
         for step in range(self.step, self.total_steps):
             epoch, place = divmod(step, self.steps_per_epoch)
-            if order is None or place == 0:
-                visits = self.chips.count * self.params.data.crops_per_chip
-                order = numpy_generator(self.params.seed, "order", epoch).permutation(visits) % self.chips.count
+            if not order or place == 0:
+                order = self._permutation(epoch)
             for number in self._shares():
                 first = place * self.params.batch_size + number * length
-                yield order[first : first + length].tolist()
+                yield order[first : first + length]
 
-    def _one_step(self, raws: Iterator[RawBatch], log: Log, progress: Progress, validated: Validated) -> None:
+    def _permutation(self, epoch: int) -> list[int]:
+        """Chip indices in the order of an epoch, counted from 0, of all processes."""
+        chips = len(self.chips.rows)
+        visits = numpy_generator(self.params.seed, "order", epoch).permutation(chips * self.params.data.crops_per_chip)
+        order: list[int] = (visits % chips).tolist()
+        return order
+
+    def _one_step(
+        self, raws: Iterator[RawBatch], log: Log, progress: Progress, validated: Validated, store: CheckpointStore
+    ) -> None:
+        self._doing = PASSES
         epoch = self.step // self.steps_per_epoch + 1
         shares = [
             make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
             for number in self._shares()
         ]
         lr = self.lr_schedule.lr
-        loss, norm = self._update(shares, lr)
+        loss, norm = self._update(shares)
+        self._norms.append(norm)
         self.step += 1
         self._epoch_loss += loss
         progress.step(self.step, epoch, self.params.batch_size, {"loss": loss, "lr": lr, "grad": norm})
@@ -255,7 +281,8 @@ class Trainer:
             metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, **self._time(progress)}
             log(metrics, self.step, epoch)
         if ends:
-            self._end_epoch(epoch, lr, log, progress, validated)
+            self._doing = VALIDATION
+            self._end_epoch(epoch, lr, log, progress, validated, store)
 
     def _time(self, progress: Progress) -> dict[str, float]:
         """Where the run is; what every curve can be drawn over, so it is logged at each of their steps, and once."""
@@ -265,8 +292,12 @@ class Trainer:
             "time/chips_per_second": progress.chips_per_second,
         }
 
-    def _update(self, shares: list[Share], lr: float) -> tuple[float, float]:
-        """Forward, backward, optimizer and average; the loss and the gradient's norm before clipping."""
+    def _update(self, shares: list[Share]) -> tuple[float, float]:
+        """Forward, backward, optimizer and average; the loss and the gradient's norm before clipping.
+
+        Raises:
+            NonFinite: One of these two is.
+        """
         self.task.train()
         network = unwrap(self.task.network)
         weights = share_weights(shares, self.world)
@@ -279,18 +310,44 @@ class Trainer:
         total, length = torch.stack([loss.total.float(), norm.float()]).tolist()
         # Before the optimizer moves: a non-finite update would poison weights, average and every later checkpoint.
         if not (math.isfinite(total) and math.isfinite(length)):
-            raise DivergedError(
-                f"training diverged at step {self.step + 1:,}: loss {total:g}, gradient norm {length:g}, lr {lr:g}; "
-                f"worst {worst_chip(loss, shares, self.world)}. Nothing after the last checkpoint was kept. Lower lr, "
-                "set grad_clip, or look at that chip"
-            )
+            raise divergence.NonFinite(total, length, loss)
+        self._doing = OPTIMIZER
         self.optimizer.step()
         self.lr_schedule.step()
         self.average.update_parameters(network)
         self.task.after_step(loss)
         return total, length
 
-    def _end_epoch(self, epoch: int, lr: float, log: Log, progress: Progress, validated: Validated) -> None:
+    def _diverged(self, fault: divergence.NonFinite, store: CheckpointStore) -> DivergedError:
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        first = place * self.params.batch_size
+        # Every process knows the whole batch, since the order is a function of the seed.
+        rows = [self.chips.rows[index] for index in self._permutation(epoch)[first : first + self.params.batch_size]]
+        moment = divergence.Moment(self.step + 1, self.total_steps, epoch + 1, self.lr_schedule.lr, tuple(self._norms))
+        return divergence.of_step(fault, moment, rows, self.params, self.device, store, self.world.is_first)
+
+    def _out_of_memory(self, error: Exception, store: CheckpointStore) -> DeviceMemoryError:
+        if self._doing == PASSES:
+            self._save_as_it_was(store)
+        kept = f"{last} is kept" if (last := store.newest()) else "there is no checkpoint yet"
+        step = self.step if self._doing == VALIDATION else self.step + 1
+        helps = memory.what_helps(error, self.params, self.world.size, self._doing == VALIDATION)
+        return DeviceMemoryError(
+            f"out of memory at step {step:,} in the {self._doing} ({memory.where(self.device)}); {kept}. End other "
+            f"programs that use it; or {helps}"
+        )
+
+    def _save_as_it_was(self, store: CheckpointStore) -> None:
+        """Save the state from before a step that failed on its way to the optimizer, if that is what it still is."""
+        # Those of batch norm move with the passes.
+        moved = any(getattr(module, "track_running_stats", False) for module in self.task.network.modules())
+        if self.world.is_first and self.step and not moved and store.steps()[-1:] != [self.step]:
+            with suppress(StorageError, MemoryError, RuntimeError):
+                store.save(self.step, self.state())
+
+    def _end_epoch(
+        self, epoch: int, lr: float, log: Log, progress: Progress, validated: Validated, store: CheckpointStore
+    ) -> None:
         """Judge the averaged weights on the validation chips, and keep them if they are the best."""
         row = {"epoch": epoch, "step": self.step, "train_loss": self._epoch_loss / self.steps_per_epoch, "lr": lr}
         self._epoch_loss = 0.0
@@ -307,11 +364,8 @@ class Trainer:
         # All must know it: the learning rate and the end of the run may depend on it.
         gain = self.world.from_first(gain, self.device)
         if not math.isfinite(gain):
-            raise DivergedError(
-                f"training diverged: after epoch {epoch} (step {self.step:,}, lr {lr:g}) the averaged weights' error "
-                "on the validation chips is no finite number. Nothing after the last checkpoint was kept. Lower lr, "
-                "or set grad_clip"
-            )
+            judged = self.history[-1] if self.world.is_first else {}
+            raise divergence.of_average(epoch, self.step, judged, self.params, self.device, store)
         self.lr_schedule.end_epoch(epoch, gain)
         if gain > self.best_gain:
             self.best_gain, self.best_epoch = gain, epoch

@@ -169,6 +169,7 @@ class Session:
             Pruned: The caller gave it up.
             StorageError: The disk is full or failing.
             DivergedError: Loss or gradient became non-finite.
+            DeviceMemoryError: There is too little memory.
         """
         store = CheckpointStore(self.home.folder, self.fingerprint, self.code.files, accept_code, self._setting())
         journal = Journal(self.home.folder / "metrics.jsonl")
@@ -177,7 +178,7 @@ class Session:
         latest = store.load_latest(reached)
         task = build.task(self.params, self._linear(latest[1]["linear"] if latest else None)).to(self.device)
         validation = Validation(self._validation_batches, self.params.data.bands)
-        chips = TrainingChips(len(self.selection.train), self._read, self.normalizer)
+        chips = TrainingChips(self.selection.train, self._read, self.normalizer)
         trainer = Trainer(self.params, task, chips, validation, self.device, self.place)
         if self.place.is_first:
             store.sweep()

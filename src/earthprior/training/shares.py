@@ -6,7 +6,6 @@ one that accumulates two parts, see the same noise on the same chips and sum up 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,24 +90,6 @@ def joined(losses: Sequence[Loss], weights: Tensor, world: World) -> Loss:
         t=world.gather(torch.cat(t)) if t else None,
         terms={name: mean([loss.terms[name] for loss in losses]) for name in losses[0].terms},
     )
-
-
-def worst_chip(loss: Loss, shares: Sequence[Share], world: World) -> str:
-    """The chip of the whole batch with the largest or a non-finite loss, in words; only its process knows its name.
-
-    Args:
-        loss: Of the whole batch, see `joined`.
-        shares: This process's.
-        world: This process among others.
-    """
-    per_chip = [value if math.isfinite(value) else math.inf for value in loss.per_chip.tolist()]
-    worst = per_chip.index(max(per_chip))
-    rows = [row for share in shares for row in share.rows]
-    process, place = divmod(worst, len(rows))
-    if process != world.rank:
-        return f"chip is one of process {process}"
-    where = f"chip {rows[place].images[0]} (catalog line {rows[place].line})"
-    return where if loss.t is None else f"{where} at timestep {int(loss.t[worst])}"
 
 
 def autocast(params: Params, device: torch.device) -> AbstractContextManager[Any]:

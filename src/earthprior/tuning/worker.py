@@ -123,11 +123,7 @@ class Worker:
             self._note(trial, error)
             self.ending = error
             raise
-        except EarthPriorError as error:
-            self._note(trial, error)
-            self._forget(trial)
-            raise
-        except torch.OutOfMemoryError as error:
+        except (EarthPriorError, torch.OutOfMemoryError) as error:
             self._note(trial, error)
             self._forget(trial)
             torch.cuda.empty_cache()
