@@ -41,7 +41,13 @@ def test_several_image_columns(load):
     assert catalog.rows[0].images == ("n.tif", "r.tif")
 
 
-@pytest.mark.parametrize("text", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("a.tif", '"a.tif"')])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("\n", "\r"), GOOD.replace("a.tif", '"a.tif"'),
+        GOOD.rstrip("\n"), GOOD.replace("\n", "\n\n,\n"), "\n" + GOOD,
+    ],
+)  # fmt: skip
 def test_other_ways_to_write_csv(load, text):
     assert [row.images[0] for row in load(text).rows] == ["a.tif", "b.tif"]
 
@@ -53,6 +59,18 @@ def test_other_ways_to_write_csv(load, text):
         (b"\n\n", ["catalog.csv is empty"]),
         (b"image,usage\n\xff,train\n", ["not UTF-8", "byte 12"]),
         (GOOD.replace(",", ";"), ["no column ['usage', 'image']", "separated by ';'"]),
+        (GOOD.replace(",", "\t"), ["no column ['usage', 'image']", "separated by a tab"]),
+        (GOOD.replace(",", "|"), ["separated by '|'"]),
+        (GOOD.encode("utf-16"), ["catalog.csv is UTF-16 text", "CSV UTF-8"]),
+        (GOOD.encode("utf-16-le"), ["NUL bytes: is it UTF-16 text?"]),
+        ((GOOD + "\u00e4.tif,train\n").encode("latin-1"), ["line 4 is not UTF-8 text (byte 39)"]),
+        (GOOD + "x\0.tif,train\n", ["line 4", "control character"]),
+        (GOOD + "x" * 10_000_000 + ",train\n", ["line 4: the row is longer than 1,048,576 characters"]),
+        (GOOD + '"' + "x" * 200_000 + '",train\n', ["line 4: field larger than field limit"]),
+        (GOOD + '"a\n",' * 300_000, ["line 4: the row is longer"]),
+        (GOOD + "x" * 5000 + ".tif,train\n", ["line 4", "has more than 4,096 characters"]),
+        (",".join(map(str, range(2000))) + "\n", ["has 2,000 columns in its first line"]),
+        ("image,usage,sha256\na.tif,train,abc\nb.tif,validate,\n", ["line 2", "'abc' is no SHA-256 (64 hexadecimal"]),
         (GOOD.replace("usage", "Usage "), ["no column ['usage']", "Did you mean 'Usage '"]),
         (GOOD.replace("image", "chip"), ["no column ['image']", "data.image_columns"]),
         ("image,usage,usage\na.tif,train,train\n", ["['usage'] appear twice"]),
@@ -72,6 +90,20 @@ def test_faults_are_named(load, text, words):
         load(text)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_million_blank_lines(load):
+    catalog = load("image,usage\na.tif,train\n" + "\n" * 1_000_000 + "b.tif,validate\n")
+    assert [row.line for row in catalog.rows] == [2, 1_000_003]
+
+
+def test_hashes_by_column(load):
+    sound = "AB" * 32
+    one = load(f"image,usage,sha256\na.tif,train,{sound}\nb.tif,validate,\n")
+    assert [row.hashes for row in one.rows] == [(sound,), ("",)]
+    text = f"red,usage,nir,nir_sha256\nr.tif,train,n.tif,{sound}\nr2.tif,validate,n2.tif,\n"
+    assert load(text, **{"data.image_columns": ["red", "nir"]}).rows[0].hashes == ("", sound)
+    assert load(GOOD).rows[0].hashes == ()
 
 
 def test_all_faults_at_once(load):
@@ -126,7 +158,8 @@ def test_missing_folder_and_file(tmp_path: Path, make_params):
     "path",
     [
         "", "/etc/passwd", "../a.tif", "a/../../b.tif", "http://x/a.tif", "/vsicurl/http://x/a.tif", "C:/a.tif",
-        "C:a.tif", "G_D:1:/vsicurl/http://x/a.tif", "a\0.tif", "a\n.tif", "a\\b.tif", "vrt:///vsicurl/x", " a.tif",
+        "C:a.tif", "GTIFF_DIR:1:a.tif", "STACIT:a.tif", "file:///etc/passwd", "//server/a.tif", "./../a.tif", "..",
+        "G_D:1:/vsicurl/http://x/a.tif", "a\0.tif", "a\n.tif", "a\\b.tif", "vrt:///vsicurl/x", " a.tif",
         "a\x9b2J.tif", "a\x7f.tif", "a/" * 4000, "a\u202efit.exe", "a\u2028.tif",
     ],
 )  # fmt: skip

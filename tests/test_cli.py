@@ -20,8 +20,8 @@ from earthprior.files import write_json
 from earthprior.params import Params, load
 
 VERBS = [
-    "stats", "pretrain", "evaluate", "tune", "compare", "reproduce", "catalog", "synth", "augmentations", "preset",
-    "import-config", "import-weights",
+    "stats", "pretrain", "evaluate", "tune", "compare", "reproduce", "check", "catalog", "synth", "augmentations",
+    "preset", "import-config", "import-weights",
 ]  # fmt: skip
 
 
@@ -114,6 +114,7 @@ CALLS = {
     "tune": ("tools.tune.run", ["--jobs", "2"]),
     "compare": ("tools.compare.run", ["a b", "c"]),
     "reproduce": ("tools.reproduce.run", ["lean-tofu"]),
+    "check": ("tools.check.run", ["data", "--readers", "2"]),
     "catalog": ("tools.catalog.run", ["data"]),
     "synth": ("tools.synth.run", ["data", "-n", "6"]),
     "augmentations": ("tools.augmentations.run", []),

@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 
 from earthprior.chips.catalog import load_catalog
-from earthprior.chips.read import ChipSpec
+from earthprior.chips.problem_log import ProblemLog
+from earthprior.chips.read import chip_header
 from earthprior.chips.survey import survey
 from earthprior.params import load
 from earthprior.params.editing import overlay
@@ -41,12 +42,14 @@ def test_chips_are_sound_and_their_own(tmp_path: Path) -> None:
     params = load(tmp_path / "params.yaml")
     catalog = load_catalog(params.data, tmp_path)
 
-    found = survey(catalog, ChipSpec.from_params(params.data), readers=1)
+    with ProblemLog(tmp_path / "problems.csv") as log:
+        survey(params.data, tmp_path, 1, log)
 
     # same pixels, shared ground or a missing band name would each be a problem
-    assert found.problems == []
-    assert len({finding.digest for finding in found.findings}) == 12
-    assert len({finding.bounds for finding in found.findings}) == 12
+    assert (log.tally.errors, log.tally.warnings) == (0, 0)
+    headers = [chip_header(catalog.dir, row.images[0]) for row in catalog.rows]
+    assert len({sha256 for _, sha256 in headers}) == 12
+    assert len({header.bounds for header, _ in headers}) == 12
 
 
 def test_what_the_stages_took_is_not_dvcs() -> None:

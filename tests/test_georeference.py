@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from earthprior.chips.georeference import box_pairs, connected_groups, overlaps_between
+from earthprior.chips.georeference import TOLERANCE, connected_groups, overlaps_between
 
 
 def boxes_of(count, seed, stretch=(1.0, 1.0)):
@@ -15,17 +15,42 @@ def boxes_of(count, seed, stretch=(1.0, 1.0)):
 
 
 @pytest.mark.parametrize("stretch", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
-def test_pairs_equal_brute_force(stretch):
-    boxes = boxes_of(80, 0, stretch)
-    found = {frozenset((one, other)) for one, near in box_pairs(boxes, 0.0) for other in near.tolist()}
+@pytest.mark.parametrize("origin", [0.0, 5_208_687.0])
+def test_overlaps_equal_brute_force(stretch, origin):
+    boxes = boxes_of(80, 0, stretch) + origin
+    ranks = np.random.default_rng(1).integers(0, 3, 80).tolist()
+    inner = boxes + TOLERANCE * (boxes[:, [2, 3, 0, 1]] - boxes)
     wanted = {
-        frozenset((one, other))
+        (one, other)
         for one in range(80)
-        for other in range(one)
-        if (boxes[one][:2] < boxes[other][2:]).all() and (boxes[other][:2] < boxes[one][2:]).all()
+        for other in range(80)
+        if ranks[one] > ranks[other]
+        and (inner[one][:2] < inner[other][2:]).all()
+        and (inner[other][:2] < inner[one][2:]).all()
     }
-    assert found == wanted
+    found = overlaps_between(["a"] * 80, [tuple(box) for box in boxes.tolist()], ranks)
+    assert found.pairs == len(wanted)
+    assert found.partners == {
+        one: (len(others), others[:3])
+        for one in range(80)
+        if (others := [other for other in range(80) if (one, other) in wanted])
+    }
     assert 10 < len(wanted) < 3160
+
+
+def test_groups_equal_brute_force():
+    boxes = boxes_of(60, 2, (1.5, 1.5))
+    outer = boxes - TOLERANCE * (boxes[:, [2, 3, 0, 1]] - boxes)
+    wanted = list(range(60))
+    for _ in range(60):
+        for one in range(60):
+            for other in range(60):
+                meets = (outer[one][:2] < outer[other][2:]).all() and (outer[other][:2] < outer[one][2:]).all()
+                if meets:
+                    wanted[one] = wanted[other] = min(wanted[one], wanted[other])
+    numbers = {chip: number for number, chip in enumerate(sorted(set(wanted)))}
+    assert connected_groups(["a"] * 60, [tuple(box) for box in boxes.tolist()]) == [numbers[chip] for chip in wanted]
+    assert 3 < len(numbers) < 50
 
 
 def test_touching_is_grouping_but_no_overlap():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import struct
@@ -76,7 +77,7 @@ def test_not_finite_is_invalid_in_any_band(tmp_path, write_chip):
     pixels[0, 0, 0], pixels[1, 0, 1], pixels[2, 0, 2] = np.nan, -np.inf, 1e300
     write_chip(tmp_path / "a.tif", pixels)
     chip = inspect_chip(tmp_path, row_of("a.tif"), SPEC)
-    assert chip.not_finite == 3
+    assert chip.not_finite == (1, 1, 1, 0)
     assert chip.valid.sum() == 253
     assert np.isfinite(chip.pixels.astype(np.float32)).all()
 
@@ -87,7 +88,7 @@ def test_nan_as_nodata(tmp_path, write_chip):
     write_chip(tmp_path / "a.tif", pixels, nodata=np.nan)
     chip = inspect_chip(tmp_path, row_of("a.tif"), SPEC)
     assert chip.valid.sum() == 255
-    assert chip.not_finite == 0
+    assert chip.not_finite == (0, 0, 0, 0)
 
 
 def test_alpha_is_a_band(tmp_path, write_chip):
@@ -189,7 +190,7 @@ def test_missing_folder_and_special_file(tmp_path):
     (tmp_path / "d.tif").mkdir()
     with pytest.raises(ChipError, match="not found"):
         read_chip(tmp_path, row_of("a.tif"), SPEC)
-    with pytest.raises(ChipError, match="not a regular file"):
+    with pytest.raises(ChipError, match="is a folder, no regular file"):
         read_chip(tmp_path, row_of("d.tif"), SPEC)
 
 
@@ -233,7 +234,7 @@ def test_text_that_is_not_utf8_is_a_fault_of_the_chip(tmp_path, write_chip):
     with pytest.raises(ChipError, match=r"^b\.tif \(catalog line 7\): is truncated or damaged \('utf-8' codec"):
         inspect_chip(tmp_path, row_of("b.tif"), SPEC)
     with pytest.raises(ChipError, match=r"^b\.tif: is truncated or damaged \('utf-8' codec"):
-        chip_header(tmp_path / "b.tif", "b.tif")
+        chip_header(tmp_path, "b.tif")
 
 
 def test_nodata_that_no_pixel_can_hold_masks_nothing(tmp_path, write_chip):
@@ -264,11 +265,11 @@ def test_a_files_own_words_are_few_and_harmless_in_a_message(tmp_path, write_chi
 def test_a_header_is_read_of_nothing_but_small_files(tmp_path):
     with (tmp_path / "a.tif").open("wb") as handle:
         handle.truncate(2**40)
-    with pytest.raises(ChipError, match="has 1048576 MiB, far more than a chip can need"):
-        chip_header(tmp_path / "a.tif", "a.tif")
+    with pytest.raises(ChipError, match="has 1,048,576 MiB, far more than a chip can need"):
+        chip_header(tmp_path, "a.tif")
     os.mkfifo(tmp_path / "b.tif")
-    with pytest.raises(ChipError, match="not a regular file"):
-        chip_header(tmp_path / "b.tif", "b.tif")
+    with pytest.raises(ChipError, match="is a named pipe, no regular file"):
+        chip_header(tmp_path, "b.tif")
 
 
 def test_bands_that_are_interleaved_are_decoded_together(tmp_path):
@@ -295,10 +296,12 @@ def test_label(tmp_path, write_chip):
 
 def test_header(tmp_path, write_chip):
     path = write_chip(tmp_path / "a.tif", pixels_of(), x=1000.0, y=2000.0, nodata=3, descriptions=SPEC.bands)
-    header = chip_header(path, "a.tif")
+    header, sha256 = chip_header(tmp_path, path.name)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert header.bounds == (1000.0, 1920.0, 1080.0, 2000.0)
     assert (header.crs, header.dtype, header.nodata[0]) == ("EPSG:32614", "uint16", 3.0)
-    assert chip_header(write_chip(tmp_path / "b.tif", pixels_of(), crs=None), "b.tif").bounds is None
+    write_chip(tmp_path / "b.tif", pixels_of(), crs=None)
+    assert chip_header(tmp_path, "b.tif")[0].bounds is None
 
 
 def test_real_quirks(real_data):

@@ -178,6 +178,28 @@ def reproduce(asked: str, keep: bool) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--catalog", help="The CSV file in FOLDER; by default data.catalog.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where all problems are listed; by default work/check/bad_chips.csv.",
+)
+@click.option("--readers", type=click.IntRange(1), help="Threads; by default operation.readers, or one per core.")
+def check(folder: Path | None, catalog: str | None, out: Path | None, readers: int | None) -> None:
+    """Read every chip once and tell all that is wrong.
+
+    FOLDER is by default data.dir. What is checked is in docs/data.md. Exit code 0: chips can be trained on, maybe with
+    warnings; 2: they cannot.
+
+    Example: earthprior check
+    """
+    from earthprior.tools import check as tool
+
+    tool.run(_params(Path.cwd()), Path.cwd(), folder, catalog, out, readers)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The catalog; by default catalog.csv in FOLDER.")
 @click.option("--validate-fraction", default=0.2, show_default=True, help="Share of chips to validate on, about.")

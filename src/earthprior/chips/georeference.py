@@ -5,16 +5,51 @@ Footprints are compared within one CRS only; neighbours on both sides of a UTM z
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 Bounds = tuple[float, float, float, float]
 
 TOLERANCE = 0.001
 """Share of a chip's side that coordinates may be off without touching becoming overlapping, or the reverse."""
+
+RANKS = 3
+NAMED = 3
+"""Partners of an overlapping chip that are told by name."""
+
+# Many dates of one place are one box, so that each place is compared once; n0, n1, n2 count its chips per rank.
+# The tree holds float32, rounded outwards: what it finds is compared again, exactly.
+_TABLES = """
+CREATE TABLE footprint (
+  chip INTEGER PRIMARY KEY, rank INTEGER, crs INTEGER, west REAL, south REAL, east REAL, north REAL);
+CREATE TABLE place (
+  id INTEGER PRIMARY KEY, crs INTEGER, west REAL, south REAL, east REAL, north REAL,
+  n0 INTEGER, n1 INTEGER, n2 INTEGER, first INTEGER);
+CREATE TABLE shared (place INTEGER, rank INTEGER, count INTEGER, partners TEXT);
+CREATE VIEW meeting AS
+  SELECT here.id AS here, here.crs AS crs, here.first AS first, here.n1 AS n1, here.n2 AS n2,
+    there.id AS there, there.first AS there_first, there.n0 AS before1, there.n0 + there.n1 AS before2
+  FROM place AS here CROSS JOIN tree CROSS JOIN place AS there
+  WHERE tree.west < here.east AND tree.east > here.west AND tree.south < here.north AND tree.north > here.south
+  AND there.id = tree.id AND there.west < here.east AND there.east > here.west
+  AND there.south < here.north AND there.north > here.south;
+CREATE VIEW lies AS
+  SELECT place.id AS place, footprint.chip AS chip, footprint.rank AS rank
+  FROM place CROSS JOIN footprint USING (crs, west, south, east, north);
+"""
+_PLACES = """
+CREATE INDEX footprint_place ON footprint (crs, west, south, east, north, rank);
+INSERT INTO place (crs, west, south, east, north, n0, n1, n2, first)
+  SELECT crs, west, south, east, north, SUM(rank = 0), SUM(rank = 1), SUM(rank = 2), MIN(chip) FROM footprint
+  GROUP BY crs, west, south, east, north;
+CREATE INDEX place_crs ON place (crs);
+"""
+_SHARING = (
+    "INSERT INTO shared SELECT here, 1, SUM(before1), NULL FROM meeting WHERE crs = ? AND n1 AND before1 GROUP BY here",
+    "INSERT INTO shared SELECT here, 2, SUM(before2), NULL FROM meeting WHERE crs = ? AND n2 AND before2 GROUP BY here",
+)
 
 
 @dataclass(frozen=True)
@@ -31,29 +66,88 @@ class Overlaps:
     partners: dict[int, tuple[int, list[int]]]
 
 
-def box_pairs(boxes: NDArray[np.float64], reach: float) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Pairs of rectangles that intersect, by a sweep over the axis along which they lie more apart.
+class Ground:
+    """Footprints of chips in a database, so that ten million of them need no more memory than ten.
 
     Args:
-        boxes: (N, 4) left, bottom, right, top; all different.
-        reach: How much every rectangle is grown on each side, as a share of its own side; negative to shrink.
-
-    Yields:
-        A position and the positions of those it intersects; each pair once, never itself.
+        database: Where its tables are made.
+        reach: By how much every footprint is grown on each side before they are compared, as a share of its own side;
+            negative to shrink.
     """
-    side = boxes[:, 2:] - boxes[:, :2]
-    grown = np.concatenate([boxes[:, :2] - reach * side, boxes[:, 2:] + reach * side], axis=1)
-    spread = (boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0)) / np.median(side, axis=0)
-    sweep, other = (0, 1) if spread[0] >= spread[1] else (1, 0)
-    order = np.argsort(grown[:, sweep], kind="stable")
-    grown = grown[order]
-    low, high = grown[:, other], grown[:, other + 2]
-    ends = np.searchsorted(grown[:, sweep], grown[:, sweep + 2], side="left")
-    for position, end in enumerate(ends):
-        near = slice(position + 1, int(end))
-        hits = np.flatnonzero((low[near] < high[position]) & (high[near] > low[position]))
-        if hits.size:
-            yield int(order[position]), order[position + 1 + hits]
+
+    def __init__(self, database: sqlite3.Connection, reach: float) -> None:
+        self._database, self._reach = database, reach
+        self._waiting: list[tuple[int, int, int, float, float, float, float]] = []
+        database.executescript(_TABLES)
+
+    def add(self, chip: int, rank: int, crs: str, bounds: Bounds) -> None:
+        """A chip's footprint, in units of its CRS.
+
+        Args:
+            chip: Its number; positions or lines, in the order that chips are told in.
+            rank: Its split as a number below `RANKS`; of a pair, the higher one is blamed.
+            crs: Of the bounds.
+            bounds: Left, bottom, right, top.
+        """
+        system = int.from_bytes(hashlib.blake2b(crs.encode(), digest_size=8).digest(), signed=True)
+        self._waiting.append((chip, rank, system, *_grown(bounds, self._reach)))
+        if len(self._waiting) == 1000:
+            self._flush()
+
+    def overlapping(self) -> int:
+        """Find the chips of different ranks whose footprints intersect, for `partners`; the number of pairs."""
+        self._flush()
+        self._database.executescript(_PLACES)
+        for system in self._trees():
+            for statement in _SHARING:
+                self._database.execute(statement, (system,))
+            self._name_partners()
+        pairs = "SELECT SUM(count * CASE rank WHEN 1 THEN n1 ELSE n2 END) FROM shared JOIN place ON id = place"
+        return self._database.execute(pairs).fetchone()[0] or 0
+
+    def partners(self) -> Iterator[tuple[int, int, list[int]]]:
+        """Chip, how many chips of lower rank it overlaps, and the first three of them, in the order of chips."""
+        found = self._database.execute(
+            "SELECT chip, count, partners FROM shared CROSS JOIN lies USING (place, rank) ORDER BY chip"
+        )
+        for chip, count, partners in found:
+            yield chip, count, [int(partner) for partner in partners.split(",")]
+
+    def touching(self) -> Iterator[tuple[int, int]]:
+        """Pairs of chips that are linked: enough of them that chips of intersecting footprints are connected."""
+        self._flush()
+        self._database.executescript(_PLACES)
+        yield from self._database.execute("SELECT chip, first FROM lies JOIN place ON place.id = lies.place")
+        for system in self._trees():
+            yield from self._database.execute(
+                "SELECT first, there_first FROM meeting WHERE crs = ? AND there > here", (system,)
+            )
+
+    def _trees(self) -> Iterator[int]:
+        """For each CRS, a tree of its places while it is yielded."""
+        for (system,) in self._database.execute("SELECT DISTINCT crs FROM place").fetchall():
+            self._database.execute("CREATE VIRTUAL TABLE tree USING rtree(id, west, east, south, north)")
+            self._database.execute(
+                "INSERT INTO tree SELECT id, west, east, south, north FROM place WHERE crs = ?", (system,)
+            )
+            yield system
+            self._database.execute("DROP TABLE tree")
+
+    def _name_partners(self) -> None:
+        """The first chips of lower rank, for each place that shares ground."""
+        unnamed = self._database.execute("SELECT rowid, place, rank FROM shared WHERE partners IS NULL").fetchall()
+        for row, place, rank in unnamed:
+            chips = self._database.execute(
+                "SELECT chip FROM meeting CROSS JOIN lies ON lies.place = there WHERE here = ? AND rank < ? "
+                "ORDER BY chip LIMIT ?",
+                (place, rank, NAMED),
+            )
+            names = ",".join(str(chip) for (chip,) in chips)
+            self._database.execute("UPDATE shared SET partners = ? WHERE rowid = ?", (names, row))
+
+    def _flush(self) -> None:
+        self._database.executemany("INSERT INTO footprint VALUES (?, ?, ?, ?, ?, ?, ?)", self._waiting)
+        self._waiting.clear()
 
 
 def overlaps_between(crs: Sequence[str | None], bounds: Sequence[Bounds | None], ranks: Sequence[int]) -> Overlaps:
@@ -62,69 +156,46 @@ def overlaps_between(crs: Sequence[str | None], bounds: Sequence[Bounds | None],
     Args:
         crs: Per chip, None where it has no place.
         bounds: Per chip, in units of its CRS.
-        ranks: Per chip, the split as a number; of a pair, the higher one is blamed.
+        ranks: Per chip, the split as a number below `RANKS`; of a pair, the higher one is blamed.
     """
-    pairs = 0
-    partners: dict[int, tuple[int, list[int]]] = {}
-    for boxes, members in _places(crs, bounds):
-        # Many dates of one place are one box, so that the sweep sees each place once.
-        by_rank = [_by_rank(chips, ranks) for chips in members]
-        if len({rank for found in by_rank for rank in found}) < 2:
-            continue
-        meetings = [(place, place) for place in range(len(boxes))]
-        for place, near in box_pairs(boxes, -TOLERANCE):
-            meetings += [pair for other in near.tolist() for pair in ((place, other), (other, place))]
-        for here, there in meetings:
-            for rank, chips in by_rank[here].items():
-                earlier = [chip for low, found in by_rank[there].items() if low < rank for chip in found]
-                pairs += len(chips) * len(earlier)
-                for chip in chips if earlier else []:
-                    count, known = partners.get(chip, (0, []))
-                    partners[chip] = (count + len(earlier), (known + earlier)[:3])
-    return Overlaps(pairs, partners)
+    ground = _ground_of(crs, bounds, ranks, -TOLERANCE)
+    pairs = ground.overlapping()
+    return Overlaps(pairs, {chip: (count, partners) for chip, count, partners in ground.partners()})
 
 
 def connected_groups(crs: Sequence[str | None], bounds: Sequence[Bounds | None]) -> list[int]:
     """A group number per chip: chips that overlap or touch share it, also over others between them.
 
-    Chips without a place are groups of their own.
+    Chips without a place are groups of their own, and come last.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    leader = list(range(len(bounds)))
 
-    groups = [-1] * len(bounds)
-    used = 0
-    for boxes, members in _places(crs, bounds):
-        links = [(place, other) for place, near in box_pairs(boxes, TOLERANCE) for other in near.tolist()]
-        ends = np.array(links, dtype=np.intp).reshape(-1, 2)
-        graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(boxes), len(boxes)))
-        count, labels = connected_components(graph, directed=False)
-        for label, chips in zip(labels.tolist(), members, strict=True):
-            for chip in chips:
-                groups[chip] = used + label
-        used += count
-    for chip, group in enumerate(groups):
-        if group < 0:
-            groups[chip] = used
-            used += 1
-    return groups
+    def leader_of(chip: int) -> int:
+        while leader[chip] != chip:
+            leader[chip] = chip = leader[leader[chip]]
+        return chip
+
+    for one, other in _ground_of(crs, bounds, [0] * len(bounds), TOLERANCE).touching():
+        low, high = sorted((leader_of(one), leader_of(other)))
+        leader[high] = low
+    leaders = [leader_of(chip) for chip in range(len(bounds))]
+    placed = [crs[chip] is not None and bounds[chip] is not None for chip in range(len(bounds))]
+    order = sorted(set(leaders), key=lambda chip: (not placed[chip], crs[chip] or "" if placed[chip] else "", chip))
+    numbers = {chip: number for number, chip in enumerate(order)}
+    return [numbers[chip] for chip in leaders]
 
 
-def _places(
-    crs: Sequence[str | None], bounds: Sequence[Bounds | None]
-) -> Iterator[tuple[NDArray[np.float64], list[list[int]]]]:
-    """Per CRS: the different rectangles (N, 4), and the chips that lie in each."""
-    by_crs: dict[str, dict[Bounds, list[int]]] = {}
-    for chip, (system, box) in enumerate(zip(crs, bounds, strict=True)):
+def _ground_of(
+    crs: Sequence[str | None], bounds: Sequence[Bounds | None], ranks: Sequence[int], reach: float
+) -> Ground:
+    ground = Ground(sqlite3.connect("", isolation_level=None), reach)
+    for chip, (system, box, rank) in enumerate(zip(crs, bounds, ranks, strict=True)):
         if system is not None and box is not None:
-            by_crs.setdefault(system, {}).setdefault(box, []).append(chip)
-    for system in sorted(by_crs):
-        places = by_crs[system]
-        yield np.array(list(places), dtype=np.float64), list(places.values())
+            ground.add(chip, rank, system, box)
+    return ground
 
 
-def _by_rank(chips: Sequence[int], ranks: Sequence[int]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for chip in chips:
-        found.setdefault(ranks[chip], []).append(chip)
-    return found
+def _grown(bounds: Bounds, reach: float) -> Bounds:
+    left, bottom, right, top = bounds
+    across, along = reach * (right - left), reach * (top - bottom)
+    return left - across, bottom - along, right + across, top + along

@@ -8,10 +8,10 @@ costs no more time than opening the path.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,25 +24,31 @@ from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
-from earthprior.chips.catalog import ChipRow, path_fault
+from earthprior.chips.catalog import ChipRow
+from earthprior.chips.content import read_content
 from earthprior.chips.problems import ChipError, chip_error
 from earthprior.params import DataParams
 
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 """What a chip may hold; all of them fit float32's range."""
 
-MAX_BYTES = 64 * 2**20
-"""A chip's file may be this large, or 16 times its pixels where that is more; anything else is a scene, not a chip. So
-may what GDAL decodes at a time."""
-
-MAX_UNKNOWN_BYTES = 256 * 2**20
-"""The same where nobody has said yet how large chips are."""
-
 DAMAGED = (RasterioError, OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 """What a damaged file makes rasterio raise: for text that is not UTF-8, sizes that are none, a CRS that is none, ..."""
 
 LONGEST = 200
 """Of a file's own words in a message."""
+
+MAX_BYTES = 64 * 2**20
+"""A chip's file may be this large, or 16 times its pixels where that is more; anything else is a scene, not a chip."""
+
+LARGEST_CHIP_PX = 4096
+"""What is wider is a scene."""
+
+MAX_UNKNOWN_BYTES = 4 * MAX_BYTES
+"""The same where nobody has said yet how large chips are."""
+
+MAX_BLOCK_BYTES = 32 * 2**20
+"""A block may decode to this much, or 16 times the chip; each reader thread may hold one."""
 
 # Chips without coordinates are legitimate, and the warning would name a memory file that no one knows.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -100,27 +106,32 @@ class Header:
     bounds: tuple[float, float, float, float] | None
 
 
-def chip_header(path: Path, name: str, line: int = 0) -> Header:
-    """The header of one GeoTIFF, without its pixels.
+def chip_header(folder: Path, image: str, line: int = 0) -> tuple[Header, str]:
+    """The header of one GeoTIFF, without its pixels, and the SHA-256 of the file in hex.
 
     Args:
-        path: The file.
-        name: How an error calls it.
+        folder: The data folder.
+        image: The file, relative to it.
         line: Its line in the catalog, or 0.
 
     Raises:
         ChipError: It is not a readable GeoTIFF.
     """
-    content = _bytes_of(path, name, line, MAX_UNKNOWN_BYTES, "a chip can need")
-    with readable(name, line), MemoryFile(content) as memory, memory.open(driver="GTiff") as source:
-        return header_of(source)
+    content = read_content(folder, image, line, MAX_UNKNOWN_BYTES)
+    with readable(image, line), MemoryFile(content) as memory, memory.open(driver="GTiff") as source:
+        return header_of(source), hashlib.sha256(content).hexdigest()
 
 
-def open_files(folder: Path, row: ChipRow, spec: ChipSpec, stack: ExitStack) -> list[Any]:
-    """The opened files of a row, their headers checked against the spec before any pixel is decoded."""
+def open_files(folder: Path, row: ChipRow, spec: ChipSpec, stack: ExitStack, verify: bool = False) -> list[Any]:
+    """The opened files of a row, their headers checked against the spec before any pixel is decoded.
+
+    With `verify`, the files must hash to what the catalog says, where it says something.
+    """
     sources = []
-    for image in row.images:
-        content = _content(folder, image, row.line, spec)
+    limit = max(MAX_BYTES, 16 * 8 * len(spec.bands) * spec.read_px**2)
+    hashes = row.hashes if verify and row.hashes else ("",) * len(row.images)
+    for image, sha256 in zip(row.images, hashes, strict=True):
+        content = read_content(folder, image, row.line, limit, sha256)
         with readable(image, row.line):
             source = stack.enter_context(stack.enter_context(MemoryFile(content)).open(driver="GTiff"))
             _check_grid(image, row.line, source, spec)
@@ -129,58 +140,24 @@ def open_files(folder: Path, row: ChipRow, spec: ChipSpec, stack: ExitStack) -> 
     return sources
 
 
-def _content(folder: Path, image: str, line: int, spec: ChipSpec) -> bytes:
-    """The bytes of one file, refused before reading where they cannot be a chip's."""
-    fault = path_fault(image)
-    if fault:
-        raise chip_error(image, line, f"the path {fault}", "Write paths relative to the data folder")
-    size = f"{spec.chip_size} x {spec.chip_size} px can need"
-    return _bytes_of(folder / image, image, line, _most_bytes(spec), size)
-
-
-def _most_bytes(spec: ChipSpec) -> int:
-    return max(MAX_BYTES, 16 * 8 * len(spec.bands) * spec.read_px**2)
-
-
-def _bytes_of(path: Path, image: str, line: int, limit: int, size: str) -> bytes:
-    """The bytes of a regular file that is no larger than it may be."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise chip_error(image, line, "is not a regular file", "Point the row to a GeoTIFF")
-        if status.st_size > limit:
-            what = f"has {status.st_size / 2**20:.0f} MiB, far more than {size}"
-            raise chip_error(image, line, what, "Cut the scene into chips first")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise chip_error(
-            image, line, "not found", "Restore the file (git checkout data.dvc && dvc pull data), or drop the row"
-        ) from None
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        raise chip_error(image, line, what, "Check the disk and the file's mode") from error
-    if not content:
-        raise chip_error(image, line, "is empty (0 bytes)", "Copy it again, or drop the row")
-    return content
-
-
 def _check_grid(image: str, line: int, source: Any, spec: ChipSpec) -> None:
     """Dtype, width, height and block size of one file."""
     low, high = spec.chip_size, spec.read_px
     width, height = source.width, source.height
     if not (low <= width <= high and low <= height <= high and (width - low) % 2 == 0 and (height - low) % 2 == 0):
         allowed = f"{low}" if low == high else f"{low} to {high} in steps of 2, buffer included"
-        fix = f"Set data.chip_size to {width}" if width == height and low == high else "Cut it to that size"
+        plausible = width == height <= LARGEST_CHIP_PX and low == high
+        fix = f"Set data.chip_size to {width}" if plausible else "Cut it to that size"
         raise chip_error(image, line, f"is {width} x {height} px, data.chip_size asks for {allowed}", fix)
     dtypes = set(source.dtypes)
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         what = f"has dtype {'/'.join(sorted(dtypes))}, known are {', '.join(DTYPES)}"
         raise chip_error(image, line, what, "Convert it: gdal_translate -ot Float32")
-    # A block is decoded as a whole, of all bands where they are interleaved, so that a huge one in a tiny file would
-    # fill the memory.
-    together = source.count if source.interleaving == Interleaving.pixel else 1
-    deep = together * np.dtype(source.dtypes[0]).itemsize
-    if any(rows * columns * deep > _most_bytes(spec) for rows, columns in source.block_shapes):
+    # A block is decoded as a whole, so that a huge one in a tiny file would fill the memory; all its bands at once
+    # where they lie pixel by pixel.
+    together = source.count if source.interleaving is Interleaving.pixel else 1
+    pixel_bytes = np.dtype(source.dtypes[0]).itemsize * together
+    if any(max(MAX_BLOCK_BYTES, 16 * pixel_bytes * high**2) < h * w * pixel_bytes for h, w in source.block_shapes):
         what = f"has blocks of {source.block_shapes[0]} px"
         raise chip_error(image, line, what, "Write it again with smaller blocks")
 
@@ -259,11 +236,12 @@ def readable(image: str, line: int) -> Iterator[None]:
 def _unreadable(image: str, line: int, error: Exception) -> ChipError:
     """GDAL's complaint under the chip's own name; its text speaks of a memory file, its reason is the cause."""
     reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
-    if "not recognized" in reason:
-        return chip_error(image, line, "is not a GeoTIFF", "Convert it with gdal_translate, or drop the row")
     reason = re.sub(r"\S*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\S*", "", reason).strip(" ,:")
-    what = f"is truncated or damaged ({_words(reason)})"
-    return chip_error(image, line, what, "Copy it again, or drop the row")
+    kind = "is truncated or damaged"
+    if "not recognized" in reason:
+        # It begins like a TIFF, else it would not have come here.
+        reason = "its header makes no sense"
+    return chip_error(image, line, f"{kind} ({_words(reason)})", "Copy it again, or drop the row", kind=kind)
 
 
 def _words(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from earthprior.chips.geotiff import (
     readable,
 )
 
-__all__ = ["ChipSpec", "Header", "Inspection", "chip_header", "inspect_chip", "read_chip", "read_label"]
+__all__ = [
+    "ChipSpec", "Header", "Inspection", "chip_header", "inspect_chip", "inspect_label", "read_chip", "read_label",
+]  # fmt: skip
 
 
 def read_chip(
@@ -58,13 +60,13 @@ class Inspection:
     Attributes:
         pixels: (C, H, W), as `read_chip`.
         valid: (H, W), as `read_chip`.
-        not_finite: Pixels that are invalid because a band is NaN, infinite or beyond float32.
+        not_finite: Per band, pixels that are invalid because it is NaN, infinite or beyond float32.
         header: Place of the first file, bands of all.
     """
 
     pixels: NDArray[Any]
     valid: NDArray[np.bool_]
-    not_finite: int
+    not_finite: tuple[int, ...]
     header: Header
 
 
@@ -72,11 +74,11 @@ def inspect_chip(folder: Path, row: ChipRow, spec: ChipSpec) -> Inspection:
     """Like `read_chip`, with the header and the checks that need it.
 
     Raises:
-        ChipError: As `read_chip`; also where the descriptions of the bands contradict the spec, or the files of the row
-            lie at different places.
+        ChipError: As `read_chip`; also where the descriptions of the bands contradict the spec, the files of the row
+            lie at different places, or a file does not hash to what the catalog says.
     """
     with ExitStack() as stack:
-        sources = open_files(folder, row, spec, stack)
+        sources = open_files(folder, row, spec, stack, verify=True)
         headers = []
         for image, source in zip(row.images, sources, strict=True):
             with readable(image, row.line):
@@ -100,20 +102,35 @@ def read_label(folder: Path, row: ChipRow, column: str, spec: ChipSpec) -> NDArr
     Raises:
         ChipError: As `read_chip`, also for a file with more than one band.
     """
-    path = row.values[column]
-    if not path:
+    if not row.values[column]:
         return None
-    label = ChipRow(row.line, row.usage, (path,), row.values)
-    label_spec = ChipSpec((column,), spec.chip_size, spec.buffer, nodata=())
-    pixels, _ = read_chip(folder, label, label_spec)
+    pixels, _ = read_chip(folder, *_label_of(row, column, spec))
     found: NDArray[Any] = pixels[0]
     return found
 
 
+def inspect_label(folder: Path, row: ChipRow, column: str, spec: ChipSpec, chip: Header) -> None:
+    """Read a chip's label raster to see whether it can be used; a cell that names no raster is none.
+
+    Raises:
+        ChipError: As `read_label`, also for a raster that lies elsewhere than its chip.
+    """
+    if row.values[column].lower().endswith((".tif", ".tiff")):
+        label, label_spec = _label_of(row, column, spec)
+        header = inspect_chip(folder, label, label_spec).header
+        check_same_place(replace(label, images=(row.images[0], *label.images)), [chip, header])
+
+
+def _label_of(row: ChipRow, column: str, spec: ChipSpec) -> tuple[ChipRow, ChipSpec]:
+    """The label raster as a chip of one band."""
+    label = ChipRow(row.line, row.usage, (row.values[column],), row.values)
+    return label, ChipSpec((column,), spec.chip_size, spec.buffer, nodata=())
+
+
 def _pixels(
     sources: Sequence[Any], row: ChipRow, spec: ChipSpec, out: NDArray[Any] | None
-) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
-    """Decode the files and mark what is valid; the third is the count of pixels that are not finite."""
+) -> tuple[NDArray[Any], NDArray[np.bool_], tuple[int, ...]]:
+    """Decode the files and mark what is valid; the third counts the pixels of each band that are not finite."""
     side = spec.read_px
     dtype = np.dtype(sources[0].dtypes[0])
     pixels = np.empty((len(spec.bands), side, side), dtype) if out is None else out
@@ -135,12 +152,13 @@ def _pixels(
         inside = np.zeros_like(valid)
         inside[top : side - top, left : side - left] = True
         valid &= inside
-    not_finite = 0
+    not_finite = (0,) * len(pixels)
     if dtype.kind == "f":
         # float64 crosses to the device as float32, where larger numbers would become infinite.
-        finite = (np.abs(pixels) <= np.finfo(np.float32).max).all(axis=0)
-        not_finite = int(np.count_nonzero(valid & ~finite))
-        valid &= finite
+        finite = np.abs(pixels) <= np.finfo(np.float32).max
+        if not finite.all():
+            not_finite = tuple(int(np.count_nonzero(valid & ~band)) for band in finite)
+            valid &= finite.all(axis=0)
     if not valid.all():
         # What lies under nodata must not reach any sum, not even as NaN times 0.
         pixels[:, ~valid] = 0

@@ -1,128 +1,172 @@
-"""One pass over all chips: the statistics of the training chips, and everything that is wrong with any chip."""
+"""One pass over all chips: everything that is wrong with any of them, and the statistics of the training chips.
+
+Nothing is kept per chip but in the ledger, which is on disk: a catalog may have any number of rows.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from earthprior.chips.catalog import USAGES, Catalog, ChipRow
-from earthprior.chips.georeference import Bounds, overlaps_between
-from earthprior.chips.problems import ChipError, Problem, chip_error, some
-from earthprior.chips.read import ChipSpec, inspect_chip
+from earthprior.chips.catalog import USAGES, CatalogFile, ChipRow, empty_splits, repeated
+from earthprior.chips.finding import Finding, inspect_row, odd_chip
+from earthprior.chips.ledger import Ledger
+from earthprior.chips.problem_log import ProblemLog
+from earthprior.chips.problems import ChipError, Problem, chip_error
+from earthprior.chips.read import ChipSpec
 from earthprior.chips.readers import ordered_map
-from earthprior.chips.statistics import BandStatistics, BandSummary, summarize
+from earthprior.chips.statistics import BandStatistics
+from earthprior.errors import DataError
+from earthprior.files import sha256_file
+from earthprior.params import DataParams
 
-SPARSE = 0.1
-"""A chip with a smaller valid share than this is reported."""
+STAT_AT_ONCE = 256
+"""Rows whose files are looked for by one task."""
 
 LONGEST_NAME = 100
 """Of a CRS, which a file may call as it likes."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one chip's pixels and header told.
-
-    Attributes:
-        row: The chip.
-        size: (width, height) of its file, px.
-        dtype: NumPy's name.
-        crs: Of its file, or None.
-        bounds: In units of the CRS, or None.
-        digest: Of its pixels and mask.
-        valid_fraction: Share of valid pixels.
-        not_finite: Pixels that are NaN or infinite.
-        constant: Every band has one value only.
-        bands: What a training chip adds to the statistics, None per band without a valid pixel.
-    """
-
-    row: ChipRow
-    size: tuple[int, int]
-    dtype: str
-    crs: str | None
-    bounds: Bounds | None
-    digest: bytes
-    valid_fraction: float
-    not_finite: int
-    constant: bool
-    bands: tuple[BandSummary, ...]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Survey:
     """The outcome of the pass.
 
     Attributes:
-        findings: The readable chips in the catalog's order, without their band summaries.
-        bands: Statistics over the valid pixels of the training chips, per band; empty if no chip was readable.
-        problems: All faults of the chips.
+        catalog: The file.
+        catalog_sha256: Of its bytes.
+        rows: Rows per split that are right in themselves.
+        chips: Chips per split that can be used.
+        with_pixels: Those of them that have a valid pixel.
+        dtype: Of all chips; "" where none can be used.
+        bands: Statistics over the valid pixels of the training chips, per band; empty where none were asked for.
+        valid_fraction_sum: Over the training chips.
         overlapping_pairs: Pairs of chips of different splits that share ground.
+        crs: Chips per CRS.
+        sizes: Chips per size.
     """
 
-    findings: list[Finding]
-    bands: list[BandStatistics]
-    problems: list[Problem]
-    overlapping_pairs: int
+    catalog: CatalogFile
+    catalog_sha256: str
+    rows: Counter[str] = field(default_factory=Counter)
+    chips: Counter[str] = field(default_factory=Counter)
+    with_pixels: Counter[str] = field(default_factory=Counter)
+    dtype: str = ""
+    bands: list[BandStatistics] = field(default_factory=list)
+    valid_fraction_sum: float = 0.0
+    overlapping_pairs: int = 0
+    crs: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    _first: str = ""
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def chips_sha256(self) -> str:
+        """SHA-256 over the usable chips' paths, splits and pixels, in the catalog's order."""
+        return str(self._digest.hexdigest())
+
+    def problem_with_dtype(self, found: Finding) -> Problem | None:
+        """The first chip that can be read decides for all."""
+        if found.dtype == self.dtype:
+            return None
+        what = f"has dtype {found.dtype}, but {self._first} and others have {self.dtype}"
+        return chip_error(found.row.images[0], found.row.line, what, "Bring all chips to one dtype").problem
+
+    def add(self, found: Finding, bands: int) -> None:
+        """Take in a chip that can be used."""
+        if not self.dtype:
+            self.dtype, self._first = found.dtype, found.row.images[0]
+            self.bands = [BandStatistics(found.dtype) for _ in range(bands)]
+        usage = found.row.usage
+        self.chips[usage] += 1
+        self.with_pixels[usage] += found.valid_fraction > 0
+        self.valid_fraction_sum += found.valid_fraction if usage == "train" else 0
+        self.crs[crs_name(found.crs)] += 1
+        self.sizes["{} x {}".format(*found.size)] += 1
+        for band, summary in zip(self.bands, found.bands, strict=False):
+            band.add(summary)
+        self._digest.update(repr((usage, found.row.images)).encode())
+        self._digest.update(found.digest)
 
 
-def survey(catalog: Catalog, spec: ChipSpec, readers: int, progress: Any = iter) -> Survey:
+@dataclass(frozen=True)
+class Census:
+    """What the catalog promises, before any chip is read.
+
+    Attributes:
+        rows: Per split.
+        missing: Rows whose files are not all there.
+        first_missing: Lines of the first ones.
+        size_bytes: Of the files.
+    """
+
+    rows: Counter[str]
+    missing: int
+    first_missing: tuple[int, ...]
+    size_bytes: int
+
+
+Progress = Callable[[Iterable[Any], Census], Iterable[Any]]
+
+
+def survey(
+    data: DataParams,
+    root: Path,
+    readers: int,
+    log: ProblemLog,
+    progress: Progress = lambda chips, census: chips,
+    label_column: str | None = None,
+    statistics: bool = True,
+) -> Survey:
     """Read every chip once.
 
     The outcome, to the last bit, does not depend on `readers`.
 
     Args:
-        catalog: The chips.
-        spec: What they must be.
+        data: Section `data` of params.yaml.
+        root: The project's root.
         readers: Threads.
+        log: Takes the problems, as they are found.
         progress: Wraps the iterator over chips, to show a bar.
+        label_column: A catalog column with label rasters to look at, too.
+        statistics: Whether they are asked for; they take time.
 
     Raises:
-        DataError: A read hangs. Faulty chips are problems, not exceptions.
+        DataError: The catalog as a whole cannot be read, or a read hangs. Faulty chips are problems, not exceptions.
     """
-    findings: list[Finding] = []
-    problems: list[Problem] = []
-    bands: list[BandStatistics] = []
-    for found in progress(_inspect_all(catalog, spec, readers)):
-        if isinstance(found, Problem):
-            problems.append(found)
-            continue
-        if not bands:
-            bands = [BandStatistics(found.dtype) for _ in spec.bands]
-        elif found.dtype != findings[0].dtype:
-            problems.append(_other_dtype(found, findings[0]))
-            continue
-        for band, summary in zip(bands, found.bands, strict=False):
-            band.add(summary)
-        findings.append(replace(found, bands=()))
-    overlaps = overlaps_between(
-        [found.crs for found in findings],
-        [found.bounds for found in findings],
-        [USAGES.index(found.row.usage) for found in findings],
-    )
-    problems += _odd_chips(findings)
-    problems += _same_content(findings)
-    problems += _overlapping(findings, overlaps.partners)
-    return Survey(findings, bands, problems, overlaps.pairs)
+    catalog = CatalogFile(data, root)
+    found = Survey(catalog, sha256_file(catalog.path))
+    spec = ChipSpec.from_params(data)
+    labels = label_column if label_column in catalog.columns else None
 
+    def inspect(row: ChipRow) -> Finding | Problem:
+        try:
+            return inspect_row(catalog.dir, row, spec, labels, statistics)
+        except ChipError as error:
+            return error.problem
 
-def digest_of(findings: Sequence[Finding]) -> str:
-    """SHA-256 over the chips' paths, splits and pixels, in the catalog's order."""
-    whole = hashlib.sha256()
-    for found in findings:
-        whole.update(repr((found.row.usage, found.row.images)).encode())
-        whole.update(found.digest)
-    return whole.hexdigest()
-
-
-def census(values: Iterable[str]) -> dict[str, int]:
-    """How often each value occurs."""
-    return dict(sorted(Counter(values).items()))
+    with Ledger() as ledger:
+        census = _check_rows(catalog, ledger, log, readers)
+        found.rows = census.rows
+        for outcome in progress(_inspect_all(catalog, inspect, readers), census):
+            problem = outcome if isinstance(outcome, Problem) else None
+            if problem is None and found.dtype:
+                problem = found.problem_with_dtype(outcome)
+            if problem is not None:
+                log.add(problem)
+                continue
+            found.add(outcome, len(spec.bands) if statistics else 0)
+            log.extend(odd_chip(outcome, spec.bands))
+            _remember(ledger, outcome)
+        if sha256_file(catalog.path) != found.catalog_sha256:
+            raise DataError(f"{catalog.path.name} changed while its chips were read; give the same command again")
+        log.extend(_same_content(ledger))
+        found.overlapping_pairs = ledger.overlapping()
+        log.extend(_overlapping(ledger))
+    return found
 
 
 def crs_name(crs: str | None) -> str:
@@ -132,104 +176,102 @@ def crs_name(crs: str | None) -> str:
     return (crs.split('"')[1] if '"' in crs else crs)[:LONGEST_NAME]
 
 
-def _inspect_all(catalog: Catalog, spec: ChipSpec, readers: int) -> Iterator[Finding | Problem]:
-    """Findings in the catalog's order."""
+def _check_rows(catalog: CatalogFile, ledger: Ledger, log: ProblemLog, readers: int) -> Census:
+    """Everything that can be told before a chip is read."""
+    rows: Counter[str] = Counter()
 
-    def inspect(row: ChipRow) -> Finding | Problem:
+    def sound() -> Iterator[ChipRow]:
+        for row, problems in catalog.rows():
+            log.extend(problems)
+            if row:
+                rows[row.usage] += 1
+                ledger.add_row(row.line, USAGES.index(row.usage), row.images)
+                yield row
+
+    missing, size_bytes = 0, 0
+    lines: list[int] = []
+    batches = _batches(sound(), STAT_AT_ONCE)
+    looked = ordered_map(lambda batch: _sizes(catalog.dir, batch), batches, lambda batch: batch[0].images[0], readers)
+    for gone, total in looked:
+        missing += len(gone)
+        lines += gone[: max(0, 3 - len(lines))]
+        size_bytes += total
+    log.extend(repeated(ledger))
+    if rows or not log.tally.errors:
+        log.extend(empty_splits(catalog.path.name, rows))
+    return Census(rows, missing, tuple(lines), size_bytes)
+
+
+def _batches(rows: Iterable[ChipRow], length: int) -> Iterator[list[ChipRow]]:
+    batch: list[ChipRow] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == length:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _sizes(folder: Path, rows: Iterable[ChipRow]) -> tuple[list[int], int]:
+    """Lines of the rows with files that are not there, and the bytes of the others."""
+    gone, total = [], 0
+    for row in rows:
         try:
-            return inspect_row(catalog.dir, row, spec)
-        except ChipError as error:
-            return error.problem
+            total += sum((folder / image).stat().st_size for image in row.images)
+        except (FileNotFoundError, NotADirectoryError):
+            gone.append(row.line)
+        except OSError:
+            # Whatever else is wrong with it will be told when it is read.
+            continue
+    return gone, total
 
-    if catalog.rows:
+
+def _inspect_all(
+    catalog: CatalogFile, inspect: Callable[[ChipRow], Finding | Problem], readers: int
+) -> Iterator[Finding | Problem]:
+    """Findings in the catalog's order."""
+    first = next(catalog.chips(), None)
+    if first is not None:
         # GDAL can deadlock when threads are the first to use its drivers; this read is made again below.
-        inspect(catalog.rows[0])
-    yield from ordered_map(inspect, catalog.rows, lambda row: row.images[0], readers)
+        inspect(first)
+    yield from ordered_map(inspect, catalog.chips(), lambda row: row.images[0], readers)
 
 
-def inspect_row(folder: Path, row: ChipRow, spec: ChipSpec) -> Finding:
-    """Read and digest one chip.
-
-    Raises:
-        ChipError: It cannot be used.
-    """
-    chip = inspect_chip(folder, row, spec)
-    pixels, valid, header = chip.pixels, chip.valid, chip.header
-    whole = bool(valid.all())
-    flat = pixels.reshape(len(pixels), -1)
-    flat = flat if whole else flat[:, valid.ravel()]
-    digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
-    if not whole:
-        digest.update(np.packbits(valid).tobytes())
-    return Finding(
-        row=row,
-        size=(header.width, header.height),
-        dtype=header.dtype,
-        crs=header.crs,
-        bounds=header.bounds,
-        digest=digest.digest(),
-        valid_fraction=flat.shape[1] / valid.size,
-        not_finite=chip.not_finite,
-        constant=flat.shape[1] > 0 and bool((flat == flat[:, :1]).all()),
-        bands=tuple(summarize(band) for band in flat) if row.usage == "train" and flat.shape[1] else (),
-    )
+def _remember(ledger: Ledger, found: Finding) -> None:
+    row = found.row
+    # All empty chips are alike.
+    if found.valid_fraction and not found.constant:
+        ledger.add_content(row.line, found.digest)
+    if found.crs is not None and found.bounds is not None:
+        ledger.add_place(row.line, USAGES.index(row.usage), found.crs, found.bounds)
 
 
-def _other_dtype(found: Finding, first: Finding) -> Problem:
-    what = f"has dtype {found.dtype}, but {first.row.images[0]} and others have {first.dtype}"
-    return chip_error(found.row.images[0], found.row.line, what, "Bring all chips to one dtype").problem
-
-
-def _odd_chips(findings: Sequence[Finding]) -> list[Problem]:
-    """Chips that can be read but hold little."""
-    problems = []
-    for found in findings:
-        whats = []
-        if found.not_finite:
-            what = f"{found.not_finite} pixels are NaN or infinite"
-            whats.append((what, "They are masked; check how the chip was made"))
-        if found.valid_fraction < SPARSE:
-            what = f"only {found.valid_fraction:.1%} of it is valid" if found.valid_fraction else "has no valid pixel"
-            whats.append((what, "Drop the row if that is not meant"))
-        elif found.constant:
-            whats.append(("every band is constant", "Drop the row if the file was not written to its end"))
-        problems += [Problem("warning", found.row.images[0], found.row.line, what, fix) for what, fix in whats]
-    return problems
-
-
-def _same_content(findings: Sequence[Finding]) -> list[Problem]:
+def _same_content(ledger: Ledger) -> Iterator[Problem]:
     """Copies of a chip under another name: a leak between splits, a waste within one."""
-    first: dict[bytes, Finding] = {}
-    problems = []
-    for found in findings:
-        if found.constant or not found.valid_fraction:
-            # All empty chips are alike.
-            continue
-        before = first.setdefault(found.digest, found)
+    for again in ledger.same_content():
         # The catalog's own check has told of rows with the same path.
-        if before is found or before.row.images == found.row.images:
+        if again.images == again.first_images:
             continue
-        other = f"{before.row.images[0]} (catalog line {before.row.line})"
-        if before.row.usage == found.row.usage:
-            problem = Problem(
-                "warning", found.row.images[0], found.row.line, f"has the same pixels as {other}", "Drop one of them"
-            )
+        what = f"has the same pixels as {again.first_images[0]} (catalog line {again.first_line})"
+        if again.usage == again.first_usage:
+            kind = "has the same pixels as an earlier chip"
+            yield Problem("warning", again.images[0], again.line, what, "Drop one of them", kind=kind)
         else:
-            usages = f"is {found.row.usage} where that is {before.row.usage}"
-            what = f"has the same pixels as {other}, but {usages}, which leaks"
-            problem = Problem("error", found.row.images[0], found.row.line, what, "Drop one, or put both in one split")
-        problems.append(problem)
-    return problems
+            what += f", but is {USAGES[again.usage]} where that is {USAGES[again.first_usage]}, which leaks"
+            kind = "has the same pixels as a chip of another split, which leaks"
+            fix = "Drop one, or put both in one split"
+            yield Problem("error", again.images[0], again.line, what, fix, kind=kind)
 
 
-def _overlapping(findings: Sequence[Finding], partners: dict[int, tuple[int, list[int]]]) -> list[Problem]:
+def _overlapping(ledger: Ledger) -> Iterator[Problem]:
     """Chips that share ground with chips of another split."""
-    problems = []
-    for chip, (count, known) in sorted(partners.items()):
-        row = findings[chip].row
-        names = some([f"{findings[other].row.images[0]} ({findings[other].row.usage})" for other in known], shown=3)
-        rest = f" and {count - len(known)} more" if count > len(known) else ""
-        what = f"is {row.usage}, but overlaps on the ground with {names}{rest}"
+    for line, count, partners in ledger.partners():
+        usage, images = ledger.row(line)
+        others = [(USAGES[rank], names[0]) for rank, names in map(ledger.row, partners)]
+        names = ", ".join(f"{name} ({other})" for other, name in others)
+        rest = f" and {count - len(partners)} more" if count > len(partners) else ""
+        what = f"is {USAGES[usage]}, but overlaps on the ground with {names}{rest}"
         fix = "Split by location (earthprior catalog DIR), or the result flatters"
-        problems.append(Problem("warning", row.images[0], row.line, what, fix))
-    return problems
+        kind = "overlaps on the ground with chips of another split"
+        yield Problem("warning", images[0], line, what, fix, kind=kind)

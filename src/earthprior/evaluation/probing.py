@@ -10,7 +10,7 @@ import torch
 
 from earthprior import build
 from earthprior.chips.batch import Batch
-from earthprior.chips.catalog import ChipRow, path_fault
+from earthprior.chips.catalog import ChipRow
 from earthprior.chips.normalize import Affine, Normalizer
 from earthprior.chips.problems import ChipError
 from earthprior.chips.read import ChipSpec, chip_header, read_label
@@ -142,8 +142,7 @@ def _declared_nodata(selection: Selection, rows: Sequence[ChipRow], column: str)
     """What the first label file declares as nodata; the files of one column are made alike."""
     for row in rows[:1]:
         name = row.values[column]
-        if path_fault(name) is None:
-            return chip_header(selection.folder / name, name, row.line).nodata[0]
+        return chip_header(selection.folder, name, row.line)[0].nodata[0]
     return None
 
 

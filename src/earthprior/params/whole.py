@@ -138,6 +138,16 @@ class Params(Section):
     operation: OperationParams
     tune: TuneParams | None = None
 
+    def epoch_fault(self, train_chips: int) -> str | None:
+        """Why so many train chips cannot be trained on, or None."""
+        visits = train_chips * self.data.crops_per_chip
+        if visits >= self.batch_size:
+            return None
+        return (
+            f"batch_size {self.batch_size} is more than an epoch has: {train_chips} train chips x data.crops_per_chip "
+            f"{self.data.crops_per_chip} are {visits}; lower batch_size"
+        )
+
     @model_validator(mode="after")
     def _check(self) -> Params:
         faults = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from earthprior.chips.catalog import USAGES
+from earthprior.chips.catalog import HASH, USAGES
 from earthprior.chips.georeference import Bounds, connected_groups, overlaps_between
 from earthprior.chips.problems import ChipError, Problem, data_error
 from earthprior.chips.read import Header, chip_header
@@ -51,11 +51,11 @@ def run(
     test_fraction: float = 0.0,
     force: bool = False,
 ) -> Path:
-    """Write a catalog (image, usage, group, crs, x, y) of all GeoTIFFs below a folder.
+    """Write a catalog (image, usage, group, crs, x, y, sha256) of all GeoTIFFs below a folder.
 
     Chips that overlap or touch on the ground form a group, and a group goes into one split as a whole, so that what is
-    validated on was never trained on. x, y is the chip's centre in units of its CRS. Equal folders and seeds give equal
-    catalogs.
+    validated on was never trained on. x, y is the chip's centre in units of its CRS. The hashes let `stats` and `check`
+    find a chip that changed since. Equal folders and seeds give equal catalogs.
 
     Args:
         folder: Where the chips are; image paths are written relative to the catalog.
@@ -75,18 +75,18 @@ def run(
     out = folder / "catalog.csv" if out is None else out
     _check(folder, out, validate_fraction, test_fraction, force)
     paths = _chips_below(folder, out)
-    headers = _headers(folder, paths)
+    headers, hashes = _headers(folder, paths)
     crs = [header.crs for header in headers]
     bounds = [header.bounds for header in headers]
     split = split_by_location(crs, bounds, {"validate": validate_fraction, "test": test_fraction}, seed)
     base = out.absolute().parent
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "usage", "group", "crs", "x", "y"))
-    for path, usage, group, header in zip(paths, split.usages, split.groups, headers, strict=True):
+    writer.writerow(("image", "usage", "group", "crs", "x", "y", HASH))
+    for path, usage, group, header, sha256 in zip(paths, split.usages, split.groups, headers, hashes, strict=True):
         if usage:
             image = path.absolute().relative_to(base).as_posix()
-            writer.writerow((image, usage, f"g{group}", *_place(header)))
+            writer.writerow((image, usage, f"g{group}", *_place(header), sha256))
     write_atomic(out, text.getvalue())
     for note in split.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -165,25 +165,26 @@ def _chips_below(folder: Path, out: Path) -> list[Path]:
     return chips
 
 
-def _headers(folder: Path, paths: Sequence[Path]) -> list[Header]:
-    """Header of every chip.
+def _headers(folder: Path, paths: Sequence[Path]) -> tuple[list[Header], list[str]]:
+    """Header and SHA-256 of every chip.
 
     Raises:
         DataError: With all files that cannot be read.
     """
 
-    def inspect(path: Path) -> Header | Problem:
+    def inspect(path: Path) -> tuple[Header, str] | Problem:
         try:
-            return chip_header(path, path.relative_to(folder).as_posix())
+            return chip_header(folder, path.relative_to(folder).as_posix())
         except ChipError as error:
             return error.problem
 
     found = ordered_map(inspect, paths, str, READERS)
-    headers = list(tqdm(found, "catalog", len(paths), unit=" chips", file=sys.stderr, disable=None))
-    problems = [header for header in headers if isinstance(header, Problem)]
+    told = list(tqdm(found, "catalog", len(paths), unit=" chips", file=sys.stderr, disable=None))
+    problems = [problem for problem in told if isinstance(problem, Problem)]
     if problems:
         raise data_error(f"{len(problems)} of {len(paths)} files below {folder} cannot be read:", problems)
-    return [header for header in headers if isinstance(header, Header)]
+    sound = [chip for chip in told if not isinstance(chip, Problem)]
+    return [header for header, _ in sound], [sha256 for _, sha256 in sound]
 
 
 def _assign(groups: Sequence[int], wanted: dict[str, float], seed: int) -> list[str | None]:
@@ -245,7 +246,7 @@ def _leave_out(
 ) -> list[str | None]:
     """Take away chips that overlap another split: train before validate, validate before test."""
     left = list(usages)
-    ranks = [-USAGES.index(usage or "train") for usage in left]
+    ranks = [len(USAGES) - 1 - USAGES.index(usage or "train") for usage in left]
     for chip in overlaps_between(crs, bounds, ranks).partners:
         left[chip] = None
     return left

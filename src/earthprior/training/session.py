@@ -364,12 +364,9 @@ def _check_batch_size(params: Params, chips: int, processes: int) -> None:
             f"batch_size {params.batch_size} cannot be shared out evenly to {processes} processes{parts}; "
             f"use a multiple of {shares}"
         )
-    visits = chips * params.data.crops_per_chip
-    if visits < params.batch_size:
-        raise ParamsError(
-            f"batch_size {params.batch_size} is more than an epoch has: {chips} train chips x data.crops_per_chip "
-            f"{params.data.crops_per_chip} are {visits}; lower batch_size"
-        )
+    fault = params.epoch_fault(chips)
+    if fault:
+        raise ParamsError(fault)
 
 
 def _level_tags(task: DiffusionTask) -> dict[str, str]:

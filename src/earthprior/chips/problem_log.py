@@ -1,0 +1,90 @@
+"""The problems of a data set on disk, as they are found: memory does not grow with their number."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from earthprior.chips.problems import Problem, Tally
+from earthprior.files import replacing
+
+COLUMNS = ("severity", "file", "line", "what", "fix")
+PARTIAL = ".partial"
+
+
+class ProblemLog:
+    """A CSV of problems; used as a context.
+
+    While chips are read, each problem goes to `path` + ".partial" at once, where it stays if the program is killed or
+    interrupted. `close` makes the CSV itself of it, errors first.
+
+    Args:
+        path: The CSV.
+
+    Attributes:
+        tally: The problems so far, for the screen.
+        bad_chips: Chips that cannot be used so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.partial_path = path, path.with_name(path.name + PARTIAL)
+        self.tally = Tally()
+        self.bad_chips = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = self.partial_path.open("w", encoding="utf-8", newline="", buffering=1)
+        self._writer = csv.writer(self._handle, lineterminator="\n")
+        self._writer.writerow((*COLUMNS, "skippable"))
+
+    def __enter__(self) -> ProblemLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.close()
+
+    def add(self, problem: Problem) -> None:
+        """Write one down."""
+        self.tally.add(problem)
+        self.bad_chips += problem.skippable
+        row = (problem.severity, problem.file, problem.line or "", problem.what, problem.fix)
+        self._writer.writerow((*row, "yes" * problem.skippable))
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Write several down."""
+        for problem in problems:
+            self.add(problem)
+
+    def close(self, skip: bool = False) -> list[int]:
+        """Write the CSV, whole or not at all.
+
+        Args:
+            skip: Chips that cannot be used are left out, which is a warning, not an error.
+
+        Returns:
+            The catalog lines of the chips that are left out, ascending.
+        """
+        self._handle.close()
+        skipped: set[int] = set()
+        with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for wanted in ("error", "warning"):
+                for severity, file, line, what, fix, skippable in self._found():
+                    left_out = skip and bool(skippable)
+                    if ("warning" if left_out else severity) == wanted:
+                        writer.writerow((wanted, file, line, f"skipped: {what}" if left_out else what, fix))
+                    if left_out:
+                        skipped.add(int(line))
+        self.partial_path.unlink()
+        if skip:
+            self.tally = self.tally.skipping()
+        return sorted(skipped)
+
+    def _found(self) -> Iterator[list[str]]:
+        with self.partial_path.open(encoding="utf-8", newline="") as handle:
+            rows = csv.reader(handle)
+            next(rows)
+            yield from rows
