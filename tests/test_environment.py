@@ -28,6 +28,7 @@ WITHOUT_EFFECT = {
     "handover",
     "identity",
     "journal",
+    "made_of",
     "memory",
     "mirror",
     "mlflow_read",

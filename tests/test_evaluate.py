@@ -163,7 +163,11 @@ def test_weights_of_other_params_are_refused(pretrained: Path, params_of: Callab
 def test_weights_of_other_statistics_are_refused(pretrained: Path, params_of: Callable[..., Params]) -> None:
     path = pretrained / "results/stats/stats.json"
     write_json(path, read_json(path) | {"valid_fraction": 0.5})
-    with pytest.raises(EarthPriorError, match="other statistics"):
+    with pytest.raises(EarthPriorError, match=r"other statistics .*\(the same chips and catalog, but other"):
+        evaluate.run(params_of(), pretrained)
+    stats_now = read_json(path)
+    write_json(path, stats_now | {"data": stats_now["data"] | {"md5": "0" * 32, "chips_sha256": "0" * 64}})
+    with pytest.raises(EarthPriorError, match=r"\(other chips, other pixels\); run: dvc repro"):
         evaluate.run(params_of(), pretrained)
 
 

@@ -167,7 +167,13 @@ def test_a_catalog_that_changed_since_stats_is_refused(project: MakeProject) -> 
     root, params = project()
     catalog = root / "data/catalog.csv"
     catalog.write_text("".join(catalog.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match=r"catalog\.csv changed since .* dvc repro stats"):
+    whole = catalog.read_text()
+    with pytest.raises(
+        DataError, match=r"catalog\.csv changed since .* \(chips: validate 4 -> 3\); run: dvc repro stats"
+    ):
+        pretrain.run(params, root)
+    catalog.write_text(whole.replace("g1", "g2"))
+    with pytest.raises(DataError, match=r"\(chips: validate 4 -> 3\)"):
         pretrain.run(params, root)
 
 
@@ -272,6 +278,73 @@ def test_pictures_are_made_on_the_way_and_change_nothing(
     assert shown[3:] == [0, 20, 40, 60, 80, 100], "those of the first process are handed over again"
     assert levels == [read_json(root / "results/pretrain/config.json")["best_epoch"]]
     assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+def test_a_run_that_begins_beside_an_unfinished_one_says_what_it_has_otherwise(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(params: Params, steps: int) -> str:
+        monkeypatch.setattr(pretrain, "stop_requests", asked_after(steps))
+        with pytest.raises(Interrupted):
+            pretrain.run(params, root)
+        return capsys.readouterr().err
+
+    def note(said: str) -> str:
+        (line,) = [line for line in said.splitlines() if line.startswith("note: ")]
+        return line
+
+    root, params = project(lr=0.002)
+    first = work_folder(root, params)
+    assert "note: " not in stopped(params, 3)
+
+    other = params.model_copy(update={"lr": 0.0003})
+    said = stopped(other, 2)
+    told = f"work/pretrain/{first.name} (stopped at step 3) is another run: lr 0.002 -> 0.0003. It is kept: put the old"
+    assert note(said).startswith(f"note: {told} back to continue it, or delete that folder")
+    assert "continuing" not in said
+
+    # The nearest of two; and the first one still goes on where it was.
+    third = params.model_copy(update={"lr": 0.0003, "seed": 5, "network": "unet_att_d"})
+    said = note(stopped(third, 1))
+    named = f"work/pretrain/{work_folder(root, other).name} (stopped at step 2) is another run: "
+    assert f"{named}network unet_film -> unet_att_d, seed 0 -> 5, 13 keys that only one of both reads. It is" in said
+    assert said.endswith("(1 more unfinished runs lie beside it)")
+    said = stopped(params, 1)
+    assert f"pretrain {first.name}: continuing at step 3" in said
+    assert "note: " not in said
+
+    # One that a process trains is no folder to be deleted.
+    (first / "owner").write_text("pid 4711 on earth, since noon,")
+    with FileLock(first / "lock"):
+        fourth = params.model_copy(update={"weight_decay": 0.5})
+        said = note(stopped(fourth, 1))
+    assert f"work/pretrain/{first.name} is another run, which pid 4711 on earth, since noon is training: weight" in said
+    assert "delete" not in said
+
+
+def test_changed_statistics_begin_a_new_run_and_are_named(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, params = project()
+    first = work_folder(root, params)
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(3))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    capsys.readouterr()
+    path = root / "results/stats/stats.json"
+    stats = read_json(path)
+    mean = stats["per_band"]["red"]["mean"]
+    stats["per_band"]["red"]["mean"] = mean + 1
+    stats["data"]["md5"] = "0123456789abcdef0123456789abcdef.dir"
+    write_json(path, stats)
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(1))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    said = capsys.readouterr().err
+    wanted = f"data.md5 null -> 01234567.., stats.json's per_band.red.mean {mean!r} -> {mean + 1!r}. It is kept"
+    assert f"note: work/pretrain/{first.name} (stopped at step 3) is another run: stats.json's {wanted}" in said
+    assert work_folder(root, params) != first
+    assert (first / "ckpt-00000003.pt").is_file()
 
 
 def test_changed_code_is_refused_unless_accepted(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:

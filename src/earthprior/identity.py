@@ -43,6 +43,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "handover.py",
     "identity.py",
     "journal.py",
+    "made_of.py",
     "memory.py",
     "mirror.py",
     "mlflow_run.py",

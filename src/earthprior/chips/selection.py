@@ -13,7 +13,7 @@ import torch
 from earthprior import handover
 from earthprior.chips.augment import augment
 from earthprior.chips.batch import Batch, prepare
-from earthprior.chips.catalog import ChipRow, load_catalog
+from earthprior.chips.catalog import USAGES, ChipRow, load_catalog
 from earthprior.chips.crops import centre_crop, grid_crops
 from earthprior.chips.loader import load_batches
 from earthprior.chips.normalize import Affine, Normalizer
@@ -71,9 +71,17 @@ def select(params: Params, root: Path, stats: Mapping[str, Any]) -> Selection:
         DataError: The catalog is malformed, or not the one that stats.json was made from.
     """
     catalog = load_catalog(params.data, root)
-    if sha256_file(catalog.path) != stats["data"]["catalog_sha256"]:
-        raise DataError(f"{catalog.path.name} changed since results/stats/stats.json was made; run: dvc repro stats")
     kept = catalog.without(stats["chips"]["skipped_lines"])
+    if sha256_file(catalog.path) != stats["data"]["catalog_sha256"]:
+        counts = [
+            f"{usage} {then:,} -> {now:,}"
+            for usage in USAGES
+            if (then := stats["chips"][usage]) != (now := len(kept.split(usage)))
+        ]
+        what = f"chips: {', '.join(counts)}" if counts else "as many chips per split as before"
+        raise DataError(
+            f"{catalog.path.name} changed since results/stats/stats.json was made ({what}); run: dvc repro stats"
+        )
     return Selection(catalog.dir, kept.split("train"), kept.split("validate"), kept.split("test"))
 
 

@@ -77,7 +77,7 @@ def run(params: Params, root: Path) -> None:
     task, trained = build.pretrained_task(pretrained)
     config = handover.read_config(pretrained / "config.json")
     fingerprint = str(config["fingerprint"])
-    _check_same_run(params, trained, config, stats_sha256)
+    _check_same_run(params, trained, config, stats, stats_sha256)
     if under_dvc.present():
         # Since dvc has come to this stage, it has the training's outs in dvc.lock.
         under_dvc.forget(identity.main_root(root) / "work/pretrain" / fingerprint)
@@ -144,7 +144,9 @@ def judged_chips(selection: Selection) -> Judged:
     return Judged(usage, spread(rows, JUDGED_CHIPS), len(rows))
 
 
-def _check_same_run(params: Params, trained: Params, config: Mapping[str, Any], stats_sha256: str) -> None:
+def _check_same_run(
+    params: Params, trained: Params, config: Mapping[str, Any], stats: Mapping[str, Any], stats_sha256: str
+) -> None:
     """Refuse weights of other params or other statistics: the numbers would belong to neither."""
     wanted, have = active(params), active(trained)
     changed = [
@@ -158,7 +160,15 @@ def _check_same_run(params: Params, trained: Params, config: Mapping[str, Any], 
             f"results/pretrain/ was trained with other params ({'; '.join(changed[:3])}{more}); run: dvc repro"
         )
     if identity.fingerprint(have | config["foreign_files"], stats_sha256) != config["fingerprint"]:
-        raise EarthPriorError("results/pretrain/ was trained on other statistics than results/stats/; run: dvc repro")
+        then = config.get("data", {})
+        names = {"md5": "chips", "catalog_sha256": "catalog", "chips_sha256": "pixels"}
+        differs = [
+            f"other {word}" for name, word in names.items() if name in then and then[name] != stats["data"].get(name)
+        ]
+        what = ", ".join(differs) or "the same chips and catalog, but other numbers"
+        raise EarthPriorError(
+            f"results/pretrain/ was trained on other statistics than results/stats/ has now ({what}); run: dvc repro"
+        )
 
 
 def _denoise(

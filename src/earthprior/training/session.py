@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from earthprior import build, identity
+from earthprior import build, identity, made_of
 from earthprior.chips.batch import Batch
 from earthprior.chips.loader import RawBatch, load_batches
 from earthprior.chips.normalize import Normalizer
@@ -192,6 +192,10 @@ class Session:
                 f"warning: {self._shown(self.home.folder)} holds no checkpoint, though step {reached:,} was reached: "
                 "the run was ended before its first one, or they were deleted. It begins anew"
             )
+        if self.place.is_first:
+            made_of.write(self.home.folder, active(self.params), self.foreign_files, self.stats)
+            if latest is None and (other := made_of.other_run(self.home.folder, self.home.root.resolve())):
+                progress.note(f"note: {other}")
         progress.note(self._banner(trainer))
         if not self.place.is_first:
             trainer.run(store, lambda metrics, step, epoch: None, stop, progress)
