@@ -39,7 +39,8 @@ def stats(root):
     chips = sorted((root / "data/chips").glob("*.tif"))
     raw = torch.stack([torch.from_numpy(rasterio.open(path).read().astype(np.float32)) for path in chips])
     digest = sha256_file(root / "data/catalog.csv")
-    return {**stats_of(raw, BANDS), "data": {"catalog_sha256": digest}, "chips": {"skipped_lines": []}}
+    chips = {"train": 8, "validate": 4, "test": 0, "skipped_lines": []}
+    return {**stats_of(raw, BANDS), "data": {"catalog_sha256": digest}, "chips": chips}
 
 
 @pytest.fixture
@@ -58,8 +59,13 @@ def test_chips_are_selected_by_usage_without_the_skipped_ones(root, stats, make_
 
 
 def test_a_catalog_that_changed_since_the_statistics_is_refused(root, stats, make_params):
-    with pytest.raises(DataError, match=r"catalog\.csv changed .*dvc repro stats"):
+    with pytest.raises(
+        DataError, match=r"catalog\.csv changed .*\(as many chips per split as before\); run: dvc repro stats"
+    ):
         select(make_params(), root, {**stats, "data": {"catalog_sha256": "0" * 64}})
+    then = {**stats["chips"], "train": 1234, "test": 2}
+    with pytest.raises(DataError, match=r"\(chips: train 1,234 -> 8, test 2 -> 0\)"):
+        select(make_params(), root, {**stats, "data": {"catalog_sha256": "0" * 64}, "chips": then})
 
 
 def test_chips_are_read_in_the_catalogs_order_whatever_the_batch_size(prepared):
