@@ -193,6 +193,35 @@ def make_project(
     return make
 
 
+@pytest.fixture(scope="session")
+def prepared_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with its schema: making one takes seconds, copying it milliseconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").get_experiment_by_name("x")
+    return path
+
+
+@pytest.fixture
+def own_store_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what a developer's shell says of MLflow and DVC, and without long waits."""
+    from earthprior import mirror
+
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.05)
+
+
+@pytest.fixture
+def tracked_root(tmp_path: Path, prepared_database: Path) -> Path:
+    """An empty project with an MLflow store."""
+    home = tmp_path / "project"
+    home.mkdir()
+    shutil.copy(prepared_database, home / "mlflow.db")
+    return home
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real chips; tests that need it skip where it is missing."""

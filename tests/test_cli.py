@@ -20,8 +20,8 @@ from earthprior.files import write_json
 from earthprior.params import Params, load
 
 VERBS = [
-    "stats", "pretrain", "evaluate", "tune", "compare", "reproduce", "check", "catalog", "synth", "augmentations",
-    "preset", "import-config", "import-weights",
+    "stats", "pretrain", "evaluate", "tune", "sync-tracking", "compare", "reproduce", "check", "catalog", "synth",
+    "augmentations", "preset", "import-config", "import-weights",
 ]  # fmt: skip
 
 
@@ -112,6 +112,7 @@ CALLS = {
     "pretrain": ("stages.pretrain.run", ["--accept-code"]),
     "evaluate": ("stages.evaluate.run", []),
     "tune": ("tools.tune.run", ["--jobs", "2"]),
+    "sync-tracking": ("tools.sync_tracking.run", []),
     "compare": ("tools.compare.run", ["a b", "c"]),
     "reproduce": ("tools.reproduce.run", ["lean-tofu"]),
     "check": ("tools.check.run", ["data", "--readers", "2"]),

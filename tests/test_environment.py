@@ -34,6 +34,7 @@ WITHOUT_EFFECT = {
     "mlflow_read",
     "mlflow_run",
     "naming",
+    "outbox",
     "params",
     "pictures",
     "tracking",

@@ -1,17 +1,19 @@
-"""The mirror against a store that fails on command; test_tracking.py has the real one."""
+"""The mirror and its courier against a store that fails on command; test_tracking.py has the real one."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from earthprior import mirror
+from earthprior.courier import Delivery, Point, Rejected, metric_name
 from earthprior.journal import Journal
-from earthprior.mirror import Mirror, Point, Rejected, metric_name
+from earthprior.mirror import Mirror
+from earthprior.outbox import Outbox, RunRecord
 
 
 class FakeRun:
@@ -29,6 +31,7 @@ class FakeRun:
         self.pictures: list[tuple[str, str, int]] = []
         self.bad_file = ""
         self.opened = 0
+        self.watched = 0
         self.calls = 0
         self.status = ""
 
@@ -45,6 +48,9 @@ class FakeRun:
 
     def probe(self) -> None:
         self._answer()
+
+    def watch(self) -> None:
+        self.watched += 1
 
     def log_points(self, points: Sequence[Point]) -> None:
         self._answer()
@@ -70,14 +76,29 @@ class FakeRun:
             raise FileNotFoundError(path)
         self.pictures.append((path.name, key, step))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, time_ms: int | None) -> None:
         self._answer()
         self.status = status
 
 
+RECORD = RunRecord("u" * 32, "here", "e", None, None, None, "r", "", {}, {}, 1, None, None)
+
+
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "metrics.jsonl")
+def outbox(tmp_path: Path) -> Outbox:
+    made = Outbox(tmp_path / "outbox")
+    made.begin(RECORD)
+    return made
+
+
+@pytest.fixture
+def journal(outbox: Outbox) -> Journal:
+    return outbox.journal
+
+
+def close(follower: Mirror, outbox: Outbox, status: str = "FINISHED", seconds: float = 5) -> Delivery:
+    outbox.end(status)
+    return follower.close(seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -99,34 +120,34 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_everything_arrives_in_order(journal: Journal, tmp_path: Path) -> None:
+def test_everything_arrives_in_order(outbox: Outbox, journal: Journal, tmp_path: Path) -> None:
     log(journal, range(500))
     run = FakeRun()
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     log(journal, range(500, 700))
     (tmp_path / "a.txt").write_text("x")
-    follower.set_tags({"k": "v"})
-    follower.upload(tmp_path / "a.txt", "folder")
-    delivery = follower.close("FINISHED", 5)
+    outbox.tag({"k": "v"})
+    outbox.put(tmp_path / "a.txt", "folder")
+    delivery = close(follower, outbox)
     assert [point.step for point in run.points] == list(range(700))
     assert run.points[3] == Point("loss", 3.0, 1003, 3)
     assert (run.tags, run.files, run.status, run.opened) == ({"k": "v"}, [("a.txt", "folder")], "FINISHED", 1)
     assert (delivery.delivered, delivery.total, bool(delivery)) == (700, 700, True)
 
 
-def test_points_flow_before_the_end(journal: Journal) -> None:
+def test_points_flow_before_the_end(outbox: Outbox, journal: Journal) -> None:
     run = FakeRun()
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     log(journal, range(3))
     eventually(lambda: len(run.points) == 3)
-    follower.close("FINISHED", 5)
+    close(follower, outbox)
 
 
-def test_outage_loses_and_doubles_nothing(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_loses_and_doubles_nothing(outbox: Outbox, journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     run = FakeRun()
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     log(journal, range(10))
     eventually(lambda: len(run.points) == 10)
@@ -138,121 +159,209 @@ def test_outage_loses_and_doubles_nothing(journal: Journal, caplog: pytest.LogCa
     assert caplog.text.count("no answer") == 1, "an outage is told once"
     run.down = False
     eventually(lambda: "answers again" in caplog.text)
-    assert follower.close("FINISHED", 5)
+    assert close(follower, outbox)
     assert [point.step for point in run.points] == list(range(400))
 
 
-def test_store_that_is_down_from_start_to_end(journal: Journal) -> None:
+def test_store_that_is_down_from_start_to_end(outbox: Outbox, journal: Journal) -> None:
     run = FakeRun()
     run.down = True
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     log(journal, range(7))
-    delivery = follower.close("FINISHED", 5)
+    delivery = close(follower, outbox)
     assert (delivery.delivered, delivery.total, bool(delivery)) == (0, 7, False)
     assert str(delivery) == "0 of 7 points delivered"
 
 
-def test_store_that_comes_up_for_the_end(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_comes_up_for_the_end(outbox: Outbox, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 1000.0)
     run = FakeRun()
     run.down = True
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     log(journal, range(7))
     run.down = False
-    assert follower.close("FINISHED", 5), "close must try although the next attempt was far off"
+    assert close(follower, outbox), "close must try although the next attempt was far off"
     assert len(run.points) == 7
 
 
-def test_store_that_hangs_delays_neither_start_nor_close_for_long(journal: Journal) -> None:
+def test_store_that_hangs_delays_neither_start_nor_close_for_long(outbox: Outbox, journal: Journal) -> None:
     run = FakeRun()
     run.hang.clear()
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     begin = time.monotonic()
     follower.start(0.1)
     log(journal, range(7))
-    delivery = follower.close("FINISHED", 0.1)
+    delivery = close(follower, outbox, "FINISHED", 0.1)
     assert time.monotonic() - begin < 3
     assert not delivery
+    # the outbox is another's from here on: what was in hand is not gone on with
     run.hang.set()
+    follower._thread.join(5)
+    assert (run.points, run.status) == ([], "")
 
 
-def test_continued_run_gets_only_what_it_lacks(journal: Journal) -> None:
+def test_time_to_spare_goes_to_others_until_there_is_none(outbox: Outbox, journal: Journal) -> None:
+    done: list[int] = []
+    run = FakeRun()
+
+    def others() -> Generator[None]:
+        for number in range(1000):
+            assert run.opened, "after its own run"
+            done.append(number)
+            time.sleep(0.001)
+            yield
+
+    follower = Mirror(outbox, run, others=others)
+    follower.start(5)
+    eventually(lambda: len(done) > 2)
+    log(journal, range(5))
+    eventually(lambda: len(run.points) == 5)
+    assert len(done) < 1000, "its own points do not wait for all of theirs"
+    assert close(follower, outbox)
+    assert len(done) == 1000
+
+
+def test_others_put_off_the_end_for_a_limited_time(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "SPARE_SECONDS", 0.2)
+    ended = threading.Event()
+
+    def others() -> Generator[None]:
+        try:
+            while True:
+                time.sleep(0.01)
+                yield
+        finally:
+            ended.set()
+
+    run = FakeRun()
+    follower = Mirror(outbox, run, others=others)
+    follower.start(5)
+    begin = time.monotonic()
+    assert close(follower, outbox)
+    assert time.monotonic() - begin < 2
+    assert run.status == "FINISHED"
+    assert ended.wait(5), "what was in hand is let go"
+
+
+def test_others_that_fail_do_no_harm(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    def others() -> Generator[None]:
+        raise ConnectionError("too much")
+        yield
+
+    follower = Mirror(outbox, FakeRun(), others=others)
+    follower.start(5)
+    assert close(follower, outbox)
+    assert "too much; what other runs have yet to tell waits" in caplog.text
+
+
+def test_an_outbox_in_other_hands_is_waited_for(outbox: Outbox, journal: Journal) -> None:
+    log(journal, range(3))
+    run = FakeRun()
+    other = Outbox(outbox.folder)
+    with other.held() as mine:
+        assert mine
+        follower = Mirror(outbox, run)
+        follower.start(5)
+        time.sleep(0.1)
+        assert not run.opened
+    assert close(follower, outbox)
+    assert len(run.points) == 3
+
+
+def test_continued_run_gets_only_what_it_lacks(outbox: Outbox, journal: Journal) -> None:
     log(journal, range(10))
     log(journal, range(0, 10, 5), val=1.0)
     run = FakeRun(held={"loss": 6, "val": 0})
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
-    delivery = follower.close("FINISHED", 5)
+    delivery = close(follower, outbox)
     assert [(point.name, point.step) for point in run.points] == [("loss", 7), ("loss", 8), ("loss", 9), ("val", 5)]
     assert (delivery.delivered, delivery.total) == (12, 12)
 
 
-def test_a_rewritten_journal_is_counted_anew(journal: Journal) -> None:
+def test_a_rewritten_journal_is_counted_anew(outbox: Outbox, journal: Journal) -> None:
     log(journal, range(10))
     run = FakeRun(held={"loss": 9})
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     journal.truncate_after(4)
     log(journal, range(5, 12))
-    delivery = follower.close("FINISHED", 5)
+    delivery = close(follower, outbox)
     assert [point.step for point in run.points] == [10, 11]
     assert (delivery.delivered, delivery.total) == (12, 12)
 
 
-def test_non_finite_values_stay_in_the_journal(journal: Journal) -> None:
+def test_non_finite_values_stay_in_the_journal(outbox: Outbox, journal: Journal) -> None:
     log(journal, range(1), loss=float("nan"), grad=float("inf"), lr=0.1)
     run = FakeRun()
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
-    delivery = follower.close("FAILED", 5)
+    delivery = close(follower, outbox, "FAILED", 5)
     assert [point.name for point in run.points] == ["lr"]
     assert (delivery.total, run.status) == (1, "FAILED")
 
 
-def test_refused_points_do_not_block_the_others(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_points_do_not_block_the_others(
+    outbox: Outbox, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
     log(journal, range(3))
     run = FakeRun()
     run.rejects = True
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
     run.rejects = False
     log(journal, range(3, 5))
-    delivery = follower.close("FINISHED", 5)
+    delivery = close(follower, outbox)
     assert [point.step for point in run.points] == [3, 4]
     assert (delivery.delivered, delivery.total) == (2, 5)
     assert "refuses 3 points (bad value)" in caplog.text
 
 
-def test_pictures_wait_for_a_store_and_each_is_stored_once(journal: Journal, tmp_path: Path) -> None:
+def test_pictures_wait_for_a_store_and_each_is_stored_once(outbox: Outbox) -> None:
     run = FakeRun()
     run.down = True
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
-    for step in range(3):
-        (tmp_path / f"{step}.png").write_bytes(b"x")
-        follower.upload_picture(tmp_path / f"{step}.png", "denoising", step)
-    follower.upload_picture(tmp_path / "gone.png", "denoising", 9)
+    for step in range(4):
+        (outbox.folder / f"{step}.png").write_bytes(b"x")
+        outbox.put_picture(outbox.folder / f"{step}.png", "denoising", step)
+    (outbox.folder / "3.png").unlink()
     run.down = False
     eventually(lambda: len(run.pictures) == 3)
-    assert follower.close("FINISHED", 5)
+    assert close(follower, outbox)
     assert run.pictures == [(f"{step}.png", "denoising", step) for step in range(3)]
 
 
 @pytest.mark.parametrize("bad", ["gone.txt", "denied.txt"])
 def test_a_file_that_cannot_be_stored_does_not_keep_a_run_open(
-    journal: Journal, tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
+    outbox: Outbox, tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "denied.txt").write_text("x")
+    (tmp_path / bad).write_text("x")
+    (tmp_path / "good.txt").write_text("x")
+    outbox.put(tmp_path / bad, "")
+    outbox.put(tmp_path / "good.txt", "")
+    (outbox.folder / "artifacts/gone.txt").unlink(missing_ok=True)
     run = FakeRun()
     run.bad_file = "denied.txt"
-    follower = Mirror(journal, run)
+    follower = Mirror(outbox, run)
     follower.start(5)
-    follower.upload(tmp_path / bad, "")
-    follower.close("FINISHED", 5)
+    delivery = close(follower, outbox)
     assert run.status == "FINISHED"
     assert bad in caplog.text
+    assert run.files == [("good.txt", "")]
+    # what was refused may be taken later, what is gone will not
+    assert bool(delivery) == (bad == "gone.txt") == (not outbox.waits)
+
+
+def test_a_file_is_kept_as_it_was_when_it_was_handed_over(outbox: Outbox, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("then")
+    outbox.put(tmp_path / "params.yaml", "")
+    (tmp_path / "params.yaml").write_text("now")
+    run = FakeRun()
+    Mirror(outbox, run).start(5)
+    assert (outbox.folder / outbox.messages.read()[0]["file"]).read_text() == "then"
 
 
 NAMES = [

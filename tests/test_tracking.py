@@ -13,50 +13,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from earthprior import mirror, mlflow_run, tracking, tracking_view
+from earthprior import mirror, mlflow_find, mlflow_run, tracking, tracking_view
 from earthprior.errors import Interrupted
 from earthprior.files import write_json
 from earthprior.journal import Journal
-from earthprior.tracking import Pretraining, RunRef, Tracker, continue_or_open, open_tracker
+from earthprior.tracking import RunRef, continue_or_open
 from earthprior.tracking_store import locate, reason, redacted
+from mlflow_store import PARAMS, TRAINED, client, evaluate, history, open_plain, pretrained, runs
 
-PARAMS = {
-    "lr": 1e-05,
-    "data.bands": ["red", "nir"],
-    "unet_film.attention": True,
-    "grad_clip": None,
-    "task": "diffusion",
-}
-TRAINED = Pretraining({"lr": 0.5}, {"val/gain_db/mean": 1.5})
-
-
-@pytest.fixture(scope="session")
-def prepared_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its schema: making one takes seconds, copying it milliseconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").get_experiment_by_name("x")
-    return path
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.05)
+pytestmark = pytest.mark.usefixtures("own_store_only")
 
 
 @pytest.fixture
-def root(tmp_path: Path, prepared_database: Path) -> Path:
-    home = tmp_path / "project"
-    home.mkdir()
-    shutil.copy(prepared_database, home / "mlflow.db")
-    return home
+def root(tracked_root: Path) -> Path:
+    return tracked_root
 
 
 @pytest.fixture
@@ -66,45 +39,6 @@ def hanging_server() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def client(root: Path) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-
-
-def runs(root: Path, experiment: str = "earthprior") -> list[Any]:
-    found = client(root).get_experiment_by_name(experiment)
-    return (
-        list(client(root).search_runs([found.experiment_id], order_by=["attributes.start_time ASC"])) if found else []
-    )
-
-
-def history(root: Path, run_id: str, name: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client(root).get_metric_history(run_id, name)]
-
-
-def open_plain(root: Path, journal: Journal | None = None, **options: Any) -> Tracker:
-    arguments: dict[str, Any] = {"run_name": "r", "params": PARAMS, "tags": {}, "log_system_metrics": False} | options
-    return open_tracker(root, journal=journal, **arguments)
-
-
-def pretrained(root: Path, **options: Any) -> RunRef:
-    """A finished training."""
-    with open_plain(root, **options) as tracker:
-        tracker.log({"val/gain_db/mean": 0.5}, 10)
-        tracker.log({"val/gain_db/mean": 0.75}, 20)
-    return tracker.ref
-
-
-def evaluate(root: Path, ref: RunRef | None, gain: float = 2.0, status: str = "FINISHED", **options: Any) -> RunRef:
-    tags = {"earthprior.fingerprint": "fresh"}
-    params = {"evaluate.steps": 20}
-    tracker = continue_or_open(root, ref, "evaluation", params, tags, TRAINED, **options)
-    tracker.log({"gain_db/mean": gain}, 20)
-    tracker.close(status)
-    return tracker.ref
 
 
 def test_a_run_has_everything(root: Path, tmp_path: Path) -> None:
@@ -122,7 +56,8 @@ def test_a_run_has_everything(root: Path, tmp_path: Path) -> None:
     delivery = tracker.close()
     assert (delivery.delivered, delivery.total, bool(delivery)) == (3, 3, True)
     (run,) = runs(root)
-    assert tracker.ref == RunRef("sqlite:///mlflow.db", "earthprior", run.info.run_id)
+    uid = run.data.tags[mlflow_find.UID]
+    assert tracker.ref == RunRef("sqlite:///mlflow.db", "earthprior", run.info.run_id, uid)
     assert RunRef.read(tmp_path / "work/run.json") == tracker.ref
     assert (run.info.status, run.info.run_name) == ("FINISHED", "r")
     assert run.data.params == {
@@ -258,7 +193,7 @@ def test_the_experiment_offers_a_view_and_what_a_person_wrote_stays(
         assert f"compare runs with: mlflow ui, then {address}" in caplog.text
         caplog.clear()
         client(root).set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")
-        open_plain(root, tags={"mlflow.parentRunId": "1"}).close()
+        open_plain(root, parent="the study").close()
         assert "compare runs with" not in caplog.text, "of a study's trials"
     assert client(root).get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "mine"
 
@@ -367,7 +302,7 @@ def test_hanging_server_does_not_slow_training(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hanging_server)
     begin = time.monotonic()
-    tracker = open_plain(root, wait_seconds=0.2)
+    tracker = open_plain(root, Journal(root / "metrics.jsonl"), wait_seconds=0.2)
     seconds = []
     for step in range(300):
         start = time.perf_counter()
@@ -399,7 +334,8 @@ def test_log_never_raises(root: Path, tmp_path: Path, caplog: pytest.LogCaptureF
     tracker.log({"loss": 1.0}, 1)
     tracker.log({"loss": "high"}, 2)  # type: ignore[dict-item]
     tracker.close()
-    assert caplog.text.count("could not be written") == 1
+    assert caplog.text.count("metrics.jsonl: could not be written") == 1
+    assert caplog.text.count("run.json: could not be written") == 1
 
 
 def test_works_without_mlflow(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -441,20 +377,20 @@ def test_unknown_mlflow_run_is_told_and_not_used(
 
 def test_evaluation_continues_the_training(root: Path) -> None:
     ref = pretrained(root, tags={"earthprior.fingerprint": "abc"})
-    assert evaluate(root, ref) == ref
+    assert evaluate(root, ref).run_id == ref.run_id
     (run,) = runs(root)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"val/gain_db/mean": 0.75, "evaluate/gain_db/mean": 2.0}
     assert run.data.params.keys() == {*PARAMS, "evaluate.steps"}
     assert run.data.tags["earthprior.fingerprint"] == "abc"
-    assert run.data.tags[mlflow_run.EVALUATED] == "true"
+    assert run.data.tags[mlflow_find.EVALUATED] == "true"
     assert "pretrain_run_id" not in run.data.tags
 
 
 def test_unfinished_evaluation_is_continued(root: Path) -> None:
     ref = pretrained(root)
-    assert evaluate(root, ref, gain=1.0, status="FAILED") == ref
-    assert evaluate(root, ref, gain=3.0) == ref
+    assert evaluate(root, ref, gain=1.0, status="FAILED").run_id == ref.run_id
+    assert evaluate(root, ref, gain=3.0).run_id == ref.run_id
     (run,) = runs(root)
     assert run.data.metrics["evaluate/gain_db/mean"] == 3.0
     assert run.info.status == "FINISHED"
@@ -588,7 +524,7 @@ def test_system_metrics(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.6)
     metrics = client(root).get_run(tracker.ref.run_id).data.metrics
     assert "system/cpu_utilization_percentage" in metrics
-    assert evaluate(root, tracker.ref) == tracker.ref
+    assert evaluate(root, tracker.ref).run_id == tracker.ref.run_id
     copy = client(root).get_run(evaluate(root, tracker.ref).run_id)
     assert not [name for name in copy.data.metrics if name.startswith("system/")]
 

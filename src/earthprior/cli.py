@@ -142,6 +142,20 @@ def tune(trials: int | None, jobs: int, record: bool, apply: bool, trial: int | 
         tool.run(_params(Path.cwd()), Path.cwd(), trials, jobs, record)
 
 
+@main.command("sync-tracking")
+def sync_tracking() -> None:
+    """Deliver to MLflow what it has missed.
+
+    After an outage: what waits in work/ goes to the store that each run was meant for, once. Trainings that were killed
+    are marked so, and can still be continued. Exit code 0: all is delivered; 2: not yet, and nothing is lost.
+
+    Example: earthprior sync-tracking
+    """
+    from earthprior.tools import sync_tracking as tool
+
+    tool.run(Path.cwd())
+
+
 @main.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 @click.option("--chips", default=2, show_default=True, type=click.IntRange(1, 24), help="Chips that each run denoises.")

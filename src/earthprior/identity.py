@@ -48,6 +48,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "mirror.py",
     "mlflow_run.py",
     "naming.py",
+    "outbox.py",
     "pictures.py",
     "tracking.py",
     "tracking_store.py",

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earthprior.errors import EarthPriorError
+from earthprior.mlflow_find import find
 from earthprior.mlflow_run import import_mlflow
 from earthprior.tracking_store import Store, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ def read(store: Store, run_id: str, into: Path) -> KeptRun | None:
     """
     try:
         client = _client(store)
-        run = _find(client, run_id) if client else None
+        run = find(client, run_id) if client else None
         if client is None or run is None:
             return None
         _copy(client, run_id, into)
         tags = dict(run.data.tags)
-        trained = _find(client, tags.get("pretrain_run_id", ""))
+        trained = find(client, tags.get("pretrain_run_id", ""))
         if trained is not None:
             _copy(client, trained.info.run_id, into)
     except EarthPriorError:
@@ -110,20 +110,6 @@ def _client(store: Store) -> MlflowClient | None:
         client = MlflowClient(tracking_uri=store.uri)
         client.get_experiment_by_name(store.experiment)
     return client
-
-
-def _find(client: MlflowClient, run_id: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _copy(client: MlflowClient, run_id: str, into: Path) -> None:

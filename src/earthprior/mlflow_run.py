@@ -11,9 +11,8 @@ import os
 import re
 import shlex
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from earthprior import tracking_view
-from earthprior.files import write_json
-from earthprior.identity import dvc_experiment, process_alive, process_tags
-from earthprior.mirror import Point, Rejected, metric_name
+from earthprior.courier import Point, Rejected, metric_name
+from earthprior.identity import process_alive, process_tags
+from earthprior.mlflow_find import EVALUATED, PARENT, UID, Finder, is_empty
 from earthprior.naming import titled
+from earthprior.outbox import RunRecord, Training
 from earthprior.tracking_store import RunRef, Store, reason
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EVALUATED = "earthprior.evaluated"
 EVALUATION_METRICS, EVALUATION_PARAMS = "evaluate/", "evaluate."
 PARAMS_AT_ONCE, POINTS_AT_ONCE, PARAM_LENGTH, TAG_LENGTH = 100, 500, 6000, 5000
 
@@ -63,46 +62,33 @@ def import_mlflow() -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """What evaluate knows of the training it judges; used where that training's own run cannot be read."""
-
-    params: Mapping[str, Any]
-    metrics: Mapping[str, float]
-
-
 class MlflowRun:
-    """One MLflow run, as `mirror.RemoteRun` wants it. All methods run in the mirror's thread and may be repeated."""
+    """One MLflow run, as `courier.RemoteRun` wants it. All methods run in one thread and may be repeated.
+
+    Args:
+        store: Where it is, or shall be.
+        record: Who it is.
+        remember: Called with its id, as soon as there is one.
+        live: Its process is this one, and it goes on; else it ended long ago, and what it told is made up for.
+        log_system_metrics: Let MLflow sample the machine.
+    """
 
     def __init__(
         self,
         store: Store,
-        run_name: str | None,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        resume: RunRef | None,
-        pretraining: Pretraining | None,
-        ref_path: Path | None,
-        log_system_metrics: bool,
-        join: bool = True,
-        differs: str = "",
+        record: RunRecord,
+        remember: Callable[[str], None],
+        live: bool = True,
+        log_system_metrics: bool = False,
     ) -> None:
-        self.ref = RunRef(store.shown, store.experiment, None)
+        self.ref = RunRef(store.shown, record.experiment, record.run_id, record.uid)
         self.page: str | None = None
-        self._store = store
-        self._run_name = titled(dvc_experiment() or run_name, differs)
-        self._differs = differs
-        self._params = {name: param_text(value) for name, value in params.items()}
-        self._tags = {**tags, **process_tags()}
-        self._resume_id = resume.run_id if resume else None
-        self._pretraining = pretraining
-        self._ref_path = ref_path
+        self._store, self._record, self._remember, self._live = store, record, remember, live
         self._log_system_metrics = log_system_metrics
-        self._join = join
+        self._opened_id: str | None = None
         self._monitor: Any = None
         self._pictures: set[tuple[str, int]] | None = None
         self._evaluated: frozenset[tuple[str, int, float]] = frozenset()
-        self._began_ms = time.time_ns() // 1_000_000
 
     @property
     def _client(self) -> MlflowClient:
@@ -111,39 +97,46 @@ class MlflowRun:
         return MlflowClient(tracking_uri=self._store.uri)
 
     @property
+    def _finder(self) -> Finder:
+        return Finder(self._client, self._record, self._live)
+
+    @property
     def _run_id(self) -> str:
-        assert self.ref.run_id is not None, "open() comes first"
-        return self.ref.run_id
+        assert self._opened_id is not None, "open() comes first"
+        return self._opened_id
 
     def probe(self) -> None:
-        """See `mirror.RemoteRun`."""
+        """See `courier.RemoteRun`."""
         self._store.probe()
 
     def open(self) -> Mapping[str, int]:
         """Create or continue the run; the last step it holds of each curve, where it is this training's own run."""
         with self._store.first_contact():
             experiment_id = self._experiment_id()
-        run = self._existing() or self._created(experiment_id)
+        run = self._finder.existing(experiment_id, self._opened_id) or self._created(experiment_id)
         # At once, so that a process killed in the next line leaves no run that nobody continues.
-        self.ref = RunRef(self._store.shown, self._store.experiment, run.info.run_id)
-        if (path := self._ref_path) is not None:
-            self._attempt(path.name, lambda: write_json(path, self.ref.to_json()))
-        continued = run.info.run_id == self._resume_id
-        self._describe(run, continued)
+        self._opened_id = run.info.run_id
+        self.ref = replace(self.ref, run_id=run.info.run_id)
+        self._attempt("run id", lambda: self._remember(run.info.run_id))
+        self._describe(run, experiment_id)
         # Of a study's many trials none says it; the study's own run does.
-        if self._store.address and "mlflow.parentRunId" not in self._tags:
+        if self._store.address and self._record.parent is None:
             self.page = self._store.address + tracking_view.page(experiment_id)
         self._attempt("dataset", self._log_dataset)
         self._attempt("saved view", lambda: self._save_view(experiment_id))
         self._attempt("stale runs", lambda: self._end_stale_runs(experiment_id))
+        self._attempt("trials", lambda: self._adopt(experiment_id))
+        if self._finder.is_trainings(run):
+            self._evaluated = self._points_of_evaluation(run)
+        return last_steps(run) if self._record.training is None and self._finder.is_own(run) else {}
+
+    def watch(self) -> None:
+        """See `courier.RemoteRun`."""
         if self._log_system_metrics and self._monitor is None:
             self._attempt("system metrics", self._start_monitor)
-        if continued and self._pretraining is not None:
-            self._evaluated = self._points_of_evaluation(run)
-        return last_steps(run) if continued and self._pretraining is None else {}
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """See `mirror.RemoteRun`."""
+        """See `courier.RemoteRun`."""
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
@@ -158,7 +151,7 @@ class MlflowRun:
                 raise
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """See `mirror.RemoteRun`."""
+        """See `courier.RemoteRun`."""
         from mlflow.entities import RunTag
 
         if tags:
@@ -166,13 +159,13 @@ class MlflowRun:
             self._client.log_batch(self._run_id, tags=entries, synchronous=True)
 
     def upload(self, path: Path, folder: str) -> None:
-        """See `mirror.RemoteRun`."""
+        """See `courier.RemoteRun`."""
         if not path.exists():
             raise FileNotFoundError(path.name)
         self._client.log_artifact(self._run_id, str(path), folder or None)
 
     def upload_picture(self, path: Path, key: str, step: int) -> None:
-        """See `mirror.RemoteRun`."""
+        """See `courier.RemoteRun`."""
         from mlflow import Image
 
         if not path.exists():
@@ -183,14 +176,17 @@ class MlflowRun:
             self._client.log_image(self._run_id, Image(str(path)), key=key, step=step, synchronous=True)
             self._pictures.add((key, step))
 
-    def finish(self, status: str) -> None:
-        """See `mirror.RemoteRun`."""
+    def finish(self, status: str, time_ms: int | None) -> None:
+        """See `courier.RemoteRun`."""
         if self._monitor is not None:
             self._attempt("system metrics", self._monitor.finish)
             self._monitor = None
-        if self._pretraining is not None and status == "FINISHED":
+        experiment_id = self._client.get_run(self._run_id).info.experiment_id
+        self.set_tags(self._parent_tag(experiment_id))
+        self._attempt("empty twins", lambda: self._delete_twins(experiment_id))
+        if self._record.training is not None and status == "FINISHED":
             self.set_tags({EVALUATED: "true"})
-        self._client.set_terminated(self._run_id, status)
+        self._client.set_terminated(self._run_id, status, time_ms)
 
     def _points_of_evaluation(self, run: Run) -> frozenset[tuple[str, int, float]]:
         """What a killed evaluation left in the run: the next one sends what is new, be it of other evaluate.* keys."""
@@ -205,13 +201,13 @@ class MlflowRun:
         return {(match[1], int(match[2])) for match in found if match}
 
     def _experiment_id(self) -> str:
-        if (given := os.environ.get("MLFLOW_EXPERIMENT_ID")) and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
-            return given
-        found = self._client.get_experiment_by_name(self._store.experiment)
+        if self._record.experiment_id:
+            return self._record.experiment_id
+        name = self._record.experiment
+        found = self._client.get_experiment_by_name(name)
         if found is None:
-            return str(self._client.create_experiment(self._store.experiment, self._store.artifact_location))
+            return str(self._client.create_experiment(name, self._store.artifact_location))
         if found.lifecycle_stage != "active":
-            name = self._store.experiment
             raise RuntimeError(f"experiment {name!r} is deleted; restore it, or name another in MLFLOW_EXPERIMENT_NAME")
         return str(found.experiment_id)
 
@@ -222,63 +218,61 @@ class MlflowRun:
             if name not in have:
                 self._client.set_experiment_tag(experiment_id, name, text)
 
-    @property
-    def _joined(self) -> str | None:
-        return os.environ.get("MLFLOW_RUN_ID") if self._join else None
-
-    def _existing(self) -> Run | None:
-        """The run to go on with: the one that an attempt before made, MLFLOW_RUN_ID's, or the one to resume."""
-        joined = self._joined
-        for run_id in dict.fromkeys([self.ref.run_id] if self.ref.run_id else [joined, self._resume_id]):
-            run = self._find(run_id)
-            if run is not None and EVALUATED not in run.data.tags:
-                return run
-            if run_id and run_id == joined:
-                logger.warning("MLflow: MLFLOW_RUN_ID is unknown or holds a finished evaluation; it is not used")
-        return None
-
-    def _find(self, run_id: str | None) -> Run | None:
-        from mlflow.exceptions import MlflowException
-
-        if not run_id:
-            return None
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
-
     def _created(self, experiment_id: str) -> Run:
-        return self._client.create_run(experiment_id, tags=process_tags(), run_name=self._run_name)
+        record = self._record
+        tags = {**self._finder.own_tag, **{name: text for name, text in record.tags.items() if name in process_tags()}}
+        name = titled(record.name, record.differs)
+        return self._client.create_run(experiment_id, start_time=record.began_ms, tags=tags, run_name=name)
 
-    def _describe(self, run: Run, continued: bool) -> None:
+    def _delete_twins(self, experiment_id: str) -> None:
+        """Delete what a server made of a request that was repeated because no answer came in time."""
+        for run in self._finder.search(experiment_id, self._finder.own_tag):
+            if run.info.run_id != self._run_id and is_empty(run):
+                self._client.delete_run(run.info.run_id)
+
+    def _describe(self, run: Run, experiment_id: str) -> None:
         """Give the run its parameters and tags; a run that is continued by its evaluation keeps what it has."""
-        params, tags = dict(self._params), dict(self._tags)
-        if self._pretraining is not None:
-            if continued:
-                tags = {name: value for name, value in tags.items() if name not in run.data.tags} | process_tags()
+        record, have = self._record, run.data.params
+        params, tags = dict(record.params), {**record.tags, **self._finder.own_tag, **self._parent_tag(experiment_id)}
+        process = {name: tags[name] for name in process_tags() if name in tags}
+        if record.training is not None:
+            if self._finder.is_trainings(run):
+                tags = {name: value for name, value in tags.items() if name not in run.data.tags}
+                tags |= {**process, **self._finder.own_tag}
             else:
-                params = self._copy_pretraining(self._pretraining) | params
-                tags["pretrain_run_id"] = self._resume_id or "unknown"
-        have = run.data.params
+                origin = self._finder.origin(experiment_id)
+                params = self._copy_training(record.training, origin) | params
+                tags["pretrain_run_id"] = origin.info.run_id if origin else record.training.run_id or "unknown"
         self._log_params({name: text for name, text in params.items() if name not in have})
         changed = {name: text for name, text in params.items() if name in have and not same_param(have[name], text)}
         self.set_tags(tags | {f"changed.{name}": text for name, text in changed.items()})
         # Run names of `mlflow run` are arbitrary words, or somebody's own.
-        if run.info.run_id == self._joined and self._differs and self._differs not in (run.info.run_name or ""):
-            self._client.update_run(run.info.run_id, name=titled(run.info.run_name, self._differs))
+        if run.info.run_id == record.joined and record.differs and record.differs not in (run.info.run_name or ""):
+            self._client.update_run(run.info.run_id, name=titled(run.info.run_name, record.differs))
         # After the tags: a run that says RUNNING under the id of a dead process is taken for a stale one.
-        if run.info.status != "RUNNING":
+        if self._live and run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
 
-    def _copy_pretraining(self, pretraining: Pretraining) -> dict[str, str]:
+    def _parent_tag(self, experiment_id: str) -> dict[str, str]:
+        """Nests a trial in its study's run, as far as that is there."""
+        parent = self._record.parent
+        if parent is None:
+            return {}
+        found = self._finder.search(experiment_id, {UID: parent})
+        return {PARENT: parent} | ({"mlflow.parentRunId": found[0].info.run_id} if found else {})
+
+    def _adopt(self, experiment_id: str) -> None:
+        """Nest the trials that were there before their study's run."""
+        for run in self._finder.search(experiment_id, {PARENT: self._record.uid}):
+            if "mlflow.parentRunId" not in run.data.tags:
+                self._client.set_tag(run.info.run_id, "mlflow.parentRunId", self._run_id)
+
+    def _copy_training(self, training: Training, origin: Run | None) -> dict[str, str]:
         """Copy the final metrics of the training into this run; its parameters, to be logged with the others."""
-        origin = self._find(self._resume_id)
         if origin is None:
-            points = [Point(metric_name(name), value, self._began_ms, 0) for name, value in pretraining.metrics.items()]
-            params = {name: param_text(value) for name, value in pretraining.params.items()}
+            began_ms = self._record.began_ms
+            points = [Point(metric_name(name), value, began_ms, 0) for name, value in training.metrics.items()]
+            params = dict(training.params)
         else:
             last = origin.data.to_proto().metrics
             points = [Point(m.key, m.value, m.timestamp, m.step) for m in last]
@@ -299,7 +293,7 @@ class MlflowRun:
         """Show the data as the run's input, so that runs can be searched by `dataset.digest`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        digest = self._tags.get("dvc.data_md5")
+        digest = self._record.tags.get("dvc.data_md5")
         if digest:
             chips = Dataset("chips", digest[:36], "local", json.dumps({"uri": "data"}))
             self._client.log_inputs(self._run_id, [DatasetInput(chips, [InputTag("mlflow.data.context", "training")])])

@@ -84,11 +84,13 @@ class RunRef:
         tracking_uri: Of its store, without secrets; for the eye.
         experiment: Name of its experiment.
         run_id: None as long as no store has answered.
+        uid: By which it is then found, see `outbox.RunRecord`.
     """
 
     tracking_uri: str
     experiment: str
     run_id: str | None
+    uid: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -97,8 +99,8 @@ class RunRef:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunRef:
         """The inverse of `to_json`."""
-        uri, experiment, run_id = (content.get(name) for name in ("tracking_uri", "experiment", "run_id"))
-        return cls(str(uri or ""), str(experiment or ""), str(run_id) if run_id else None)
+        uri, experiment, run_id, uid = (content.get(name) for name in ("tracking_uri", "experiment", "run_id", "uid"))
+        return cls(str(uri or ""), str(experiment or ""), str(run_id) if run_id else None, str(uid) if uid else None)
 
     @classmethod
     def read(cls, path: Path) -> RunRef | None:
@@ -110,13 +112,17 @@ class RunRef:
         return cls.from_json(content) if isinstance(content, dict) else None
 
 
-def locate(root: Path) -> Store:
+def locate(root: Path, uri: str | None = None) -> Store:
     """The store for a stage that runs in `root`: MLFLOW_TRACKING_URI, else mlflow.db under the main checkout.
 
     A relative sqlite path is taken from the main checkout too: inside `dvc exp run --temp` it would be lost.
+
+    Args:
+        root: The folder that the stage runs in.
+        uri: Another one, as `Store.shown` has it.
     """
     home = main_root(root)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     database = None
     match = re.fullmatch(r"sqlite:///(?!:memory:)([^?]+)(\?.*)?", uri)
     if match:

@@ -138,14 +138,9 @@ class _Search:
         return {key: value for key, value in settings.items() if key not in self.tune.space}
 
     def _remember_run(self) -> None:
-        """So that trials find their parent; MLflow may have been slow to say its id."""
-        if (
-            self.tracker
-            and (run_id := self.tracker.ref.run_id)
-            and self.study.user_attrs.get("mlflow_run_id") != run_id
-        ):
-            self.study.set_user_attr("mlflow_run", self.tracker.ref.to_json())
-            self.study.set_user_attr("mlflow_run_id", run_id)
+        """So that trials find their parent; MLflow may be slow to say its id."""
+        if self.tracker and self.study.user_attrs.get("mlflow_run") != (ref := self.tracker.ref.to_json()):
+            self.study.set_user_attr("mlflow_run", ref)
 
     def record(self) -> None:
         """Run the best trial as a DVC experiment, which must come to the same gain."""

@@ -8,7 +8,6 @@ environment.json and mlflow_run.json.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from earthprior import build, identity, made_of
+from earthprior import build, identity, made_of, outbox
 from earthprior.chips.batch import Batch
 from earthprior.chips.loader import RawBatch, load_batches
 from earthprior.chips.normalize import Normalizer
@@ -161,8 +160,8 @@ class Session:
         # Now, since files may be edited while a training is long.
         self.environment = identity.recorded_environment(self._setting())
 
-    def run(self, stop: StopRequest, accept_code: bool = False) -> bool:
-        """Train, or continue where an earlier process was stopped; whether MLflow then holds everything.
+    def run(self, stop: StopRequest, accept_code: bool = False) -> None:
+        """Train, or continue where an earlier process was stopped.
 
         Raises:
             Interrupted: Asked to stop; the state is saved.
@@ -199,13 +198,13 @@ class Session:
         progress.note(self._banner(trainer))
         if not self.place.is_first:
             trainer.run(store, lambda metrics, step, epoch: None, stop, progress)
-            return True
+            return
         tags = identity.identity_tags(self.home.root, self.fingerprint, self.code) | _level_tags(task)
-        return self._train(trainer, store, stop, progress, self.hooks.open_run(tags, journal))
+        self._train(trainer, store, stop, progress, self.hooks.open_run(tags, journal))
 
     def _train(
         self, trainer: Trainer, store: CheckpointStore, stop: StopRequest, progress: Progress, tracker: Tracker
-    ) -> bool:
+    ) -> None:
         folder, average, epoch = self.home.folder / "pictures", trainer.average.module, len(trainer.history)
         pictures = Pictures(folder, self.params, self.selection, self.normalizer, self.device, tracker, epoch)
 
@@ -246,20 +245,10 @@ class Session:
         finally:
             progress.close()
         # Of the stage the run stays open for evaluate, but this process has said all it had to say.
-        delivery = tracker.close("FINISHED")
-        if not delivery:
-            self._keep_journal()
+        tracker.close("FINISHED")
+        # A finished run leaves no folder, or not for long, but MLflow may have yet to hear of it.
+        outbox.set_aside(self.home.folder, identity.main_root(self.home.root))
         self.hooks.done(store)
-        return bool(delivery)
-
-    def _keep_journal(self) -> None:
-        """Keep the journal outside of the work folder, which goes: MLflow has yet to hear of it."""
-        work = identity.main_root(self.home.root) / "work"
-        kept = work / "undelivered" / f"{self.fingerprint}-{os.getpid()}"
-        kept.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "run.json", "last.safetensors"):
-            if (self.home.folder / name).exists():
-                shutil.copyfile(self.home.folder / name, kept / name)
 
     def _linear(self, wanted: str | None) -> LinearDenoiser:
         """The linear denoiser of this run.

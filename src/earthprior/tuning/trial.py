@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from earthprior import build, identity, naming
+from earthprior import build, identity, naming, outbox
 from earthprior.chips.selection import JUDGED_CHIPS, spread
 from earthprior.errors import CodeChangedError, ParamsError, Pruned
 from earthprior.evaluation import probing
@@ -23,7 +23,7 @@ from earthprior.files import write_atomic
 from earthprior.journal import Journal
 from earthprior.params import Params, TuneParams, active, load
 from earthprior.params.editing import overlay_text, plain
-from earthprior.tracking import Tracker, open_tracker
+from earthprior.tracking import RunRef, Tracker, open_tracker
 from earthprior.training.checkpoint import ACCEPT_CODE
 from earthprior.training.distributed import World, only_writer
 from earthprior.training.session import Home, Hooks, Run, Session, Trained, prepare_torch
@@ -97,16 +97,16 @@ def run_trial(trial: optuna.Trial, context: Context, stop: StopRequest) -> tuple
     device, accepted = build.device(params), bool(os.environ.get(ACCEPT_CODE))
     with only_writer(home.folder, World()):
         try:
-            delivered = Session(run, home, hooks, device, World()).run(stop, accepted)
+            Session(run, home, hooks, device, World()).run(stop, accepted)
         except CodeChangedError as error:
             print(f"trial {trial.number} begins anew: {error}", file=sys.stderr, flush=True)
+            outbox.set_aside(home.folder, identity.main_root(context.root))
             for path in set(home.folder.iterdir()) - {home.folder / "lock", home.folder / "owner"}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            delivered = Session(run, home, hooks, device, World()).run(stop)
+            Session(run, home, hooks, device, World()).run(stop)
     trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-    if delivered:
-        # MLflow has all of it; a study of hundreds of trials would otherwise keep every network twice.
-        shutil.rmtree(folder, ignore_errors=True)
+    # MLflow has all of it, or its outbox has; a study of hundreds of trials would otherwise keep every network twice.
+    shutil.rmtree(folder, ignore_errors=True)
     return attempt.values
 
 
@@ -144,12 +144,12 @@ class _Attempt:
                 "with no other trial's"
             )
         own = {"optuna.study": self.context.study, "optuna.trial": str(self.trial.number)}
-        if parent := self.trial.study.user_attrs.get("mlflow_run_id"):
-            own["mlflow.parentRunId"] = str(parent)
+        # Of a study that was never told of there is no run to be nested in; nor is MLFLOW_RUN_ID a trial's to join.
+        parent = RunRef.from_json(self.trial.study.user_attrs.get("mlflow_run") or {}).uid or "none"
         settings = self.trial.user_attrs["settings"]
         searched = {key: settings[key] for key in settings if key in self.context.tune.space}
         name = naming.titled(folder_name(self.trial.number), naming.differences(searched, {}))
-        return open_tracker(self.context.root, name, active(self.params), {**tags, **own}, journal, join=False)
+        return open_tracker(self.context.root, name, active(self.params), {**tags, **own}, journal, parent=parent)
 
     def validated(self, row: Mapping[str, float], tracker: Tracker) -> None:
         """Report the gain after an epoch, and give the trial up where others do better.

@@ -15,7 +15,9 @@ import torch
 from filelock import FileLock
 from optuna.trial import TrialState
 
+from earthprior import outbox
 from earthprior.errors import DataError, DivergedError, EarthPriorError, HeldError, Interrupted, Pruned, StorageError
+from earthprior.identity import main_root
 from earthprior.training.stop import StopRequest
 from earthprior.tuning.study import Place, count, folder_name, resubmit, take_up_stale, values_text
 from earthprior.tuning.trial import Context, run_trial
@@ -150,9 +152,14 @@ class Worker:
             print(f"trial {trial.number}: {reason}", file=sys.stderr, flush=True)
 
     def _forget(self, trial: optuna.Trial) -> None:
-        """Delete the state of a trial that nobody will go on from."""
-        name = str(trial.user_attrs.get("folder", folder_name(trial.number)))
-        shutil.rmtree(self.context.folder / name, ignore_errors=True)
+        """Delete the state of a trial that nobody will go on from, and keep what MLflow has yet to hear of it."""
+        folder = self.context.folder / str(trial.user_attrs.get("folder", folder_name(trial.number)))
+        try:
+            outbox.set_aside(folder / "state", main_root(self.context.root))
+        except OSError as error:
+            logger.warning("%s stays: MLflow has yet to hear of it, and no copy can be kept (%s)", folder.name, error)
+            return
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _reasons(self) -> str:
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))

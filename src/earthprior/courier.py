@@ -1,0 +1,197 @@
+"""Brings an outbox to its run in MLflow, piece by piece; what the run holds already is not sent again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from earthprior.journal import Position
+from earthprior.outbox import POINTS, Outbox, positions
+
+logger = logging.getLogger(__name__)
+
+RECORDS_AT_ONCE = 200
+NAME_LENGTH = 250
+
+
+class Point(NamedTuple):
+    """One value of one curve; sending the same point twice is harmless, because its time is the recorded one."""
+
+    name: str
+    value: float
+    time_ms: int
+    step: int
+
+
+class Rejected(Exception):
+    """The store answered, and will never take this batch of points."""
+
+
+class RemoteRun(Protocol):
+    """What a courier needs of a tracking store. Every method may raise, and may be called again after that."""
+
+    def open(self) -> Mapping[str, int]:
+        """Create or continue the run; the last step that it already holds of each curve."""
+
+    def probe(self) -> None:
+        """Raise within a few seconds if the store does not answer."""
+
+    def watch(self) -> None:
+        """Begin to sample the machine, if that is wanted."""
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Add points."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+
+    def upload(self, path: Path, folder: str) -> None:
+        """Store a file or a folder."""
+
+    def upload_picture(self, path: Path, key: str, step: int) -> None:
+        """Store a picture as one step of a series, once."""
+
+    def finish(self, status: str, time_ms: int | None) -> None:
+        """End the run."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How much of an outbox its remote run holds.
+
+    Attributes:
+        delivered: Points that the remote run holds.
+        total: Finite points in the journal.
+        complete: Nothing is left to deliver: all points, tags and files are there and the run is ended. This is also
+            its truth value.
+    """
+
+    delivered: int
+    total: int
+    complete: bool
+
+    def __bool__(self) -> bool:
+        return self.complete
+
+    def __str__(self) -> str:
+        return f"{self.delivered:,} of {self.total:,} points delivered"
+
+
+class Courier:
+    """Delivers one outbox; whoever uses it holds the outbox.
+
+    Args:
+        outbox: What to deliver.
+        remote: Where to.
+        reason_of: Turns an exception into a short text that is safe to print.
+    """
+
+    def __init__(self, outbox: Outbox, remote: RemoteRun, reason_of: Callable[[Exception], str] = str) -> None:
+        self.complete = False
+        self._outbox = outbox
+        self._remote = remote
+        self._reason_of = reason_of
+        self._position, self._said = Position(), Position()
+        self._held: Mapping[str, int] | None = None
+        self._delivered = 0
+
+    @property
+    def opened(self) -> bool:
+        """Whether the run is there."""
+        return self._held is not None
+
+    @property
+    def delivery(self) -> Delivery:
+        """How much is there by now."""
+        total = sum(len(list(points(part))) for part, _ in positions(self._outbox.journal, Position(), RECORDS_AT_ONCE))
+        return Delivery(self._delivered, total, self.complete)
+
+    def probe(self) -> None:
+        """Raise within a few seconds if the store does not answer."""
+        self._remote.probe()
+
+    def pieces(self, last: bool) -> Iterator[None]:
+        """Deliver what is there by now, a piece between one yield and the next; after an error begin again.
+
+        Args:
+            last: Nothing more will come: end the run. A file that is refused must then not keep it from ending.
+        """
+        if self._held is None:
+            self._held = self._remote.open()
+            yield
+            self._remote.watch()
+        yield from self._points()
+        refused: list[Path] = []
+        yield from self._messages(refused if last else None)
+        if last:
+            status, time_ms = self._outbox.ending() or ("KILLED", self._outbox.last_time_ms())
+            self._remote.finish(status, time_ms)
+            self.complete = not refused
+            if self.complete:
+                self._outbox.mark_told()
+
+    def _points(self) -> Iterator[None]:
+        for records, position in positions(self._outbox.journal, self._position, RECORDS_AT_ONCE):
+            if position.generation != self._position.generation:
+                self._delivered = 0
+            self._send(list(points(records)))
+            self._position = position
+            yield
+
+    def _send(self, some: Sequence[Point]) -> None:
+        held = self._held or {}
+        fresh = [point for point in some if point.step > held.get(point.name, point.step - 1)]
+        try:
+            if fresh:
+                self._remote.log_points(fresh)
+        except Rejected as error:
+            logger.warning("MLflow: refuses %d points (%s); they are in %s", len(fresh), error, POINTS)
+            self._delivered -= len(fresh)
+        self._delivered += len(some)
+
+    def _messages(self, refused: list[Path] | None) -> Iterator[None]:
+        """Tags and files; where `refused` is given it gets the files that the store would not take."""
+        for messages, position in positions(self._outbox.messages, self._said, 1):
+            for message in messages:
+                if "tags" in message:
+                    self._remote.set_tags(message["tags"])
+                elif name := message.get("file") or message.get("picture"):
+                    self._store(self._outbox.folder / name, message, refused)
+            self._said = position
+            yield
+
+    def _store(self, path: Path, message: Mapping[str, Any], refused: list[Path] | None) -> None:
+        try:
+            if "picture" in message:
+                self._remote.upload_picture(path, message["key"], message["step"])
+            else:
+                self._remote.upload(path, message["folder"])
+        except FileNotFoundError:
+            logger.warning("MLflow: %s is gone, it could not be stored with the run", path.name)
+        except Exception as error:
+            if refused is None:
+                raise
+            self._remote.probe()
+            logger.warning("MLflow: could not store %s (%s)", path.name, self._reason_of(error))
+            refused.append(path)
+
+
+def metric_name(name: str) -> str:
+    """The nearest name that MLflow takes: a clean path of [A-Za-z0-9_. :/-], at most 250 characters."""
+    clean = re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)
+    parts = ["_" if part in (".", "..") else part for part in clean.split("/") if part]
+    return posixpath.join(*parts)[:NAME_LENGTH].rstrip("/") if parts else "_"
+
+
+def points(records: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
+    """The finite points of records, oldest first; a store has no place for the others."""
+    for record in records:
+        for name, value in (record.get("metrics") or {}).items():
+            if math.isfinite(value) and "time_ms" in record and "step" in record:
+                yield Point(metric_name(name), value, int(record["time_ms"]), int(record["step"]))
