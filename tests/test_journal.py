@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -148,7 +149,38 @@ def test_short_write_is_an_error_and_leaves_no_torn_line(journal: Journal, monke
             journal.append(record(1))
     assert steps(journal) == [0]
     journal.append(record(2))
-    assert steps(journal) == [0, 2]
+    assert steps(journal) == [0, 1, 2]
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_it_can_be(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, line: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal.append(record(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for step in (1, 2, 3):
+            with pytest.raises(OSError, match="No space left"):
+                journal.append(record(step))
+        assert steps(journal) == [0]
+    journal.append(record(4))
+    assert steps(journal) == [0, 1, 2, 3, 4]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            journal.append(record(5))
+    journal.close()
+    assert steps(journal) == [0, 1, 2, 3, 4, 5], "the last chance is the end"
+
+
+def test_a_journal_that_was_deleted_goes_on_in_a_new_file(journal: Journal) -> None:
+    journal.append(record(0))
+    _, position = journal.read_from(Position(), limit=None)
+    journal.path.unlink()
+    journal.append(record(1))
+    assert [entry["step"] for entry in journal.read_from(position, limit=None)[0]] == [1]
 
 
 def test_threads_do_not_mix_lines(journal: Journal) -> None:

@@ -10,7 +10,9 @@ import logging
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 # JSON has no word for these; as text they survive a round trip through any JSON reader.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+WAITING = 100_000
+"""Lines that a full disk may make wait, at most: some tens of megabytes."""
 
 
 class Position(NamedTuple):
@@ -45,25 +50,19 @@ class Journal:
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._generation = 0
+        self._waiting: deque[bytes] = deque(maxlen=WAITING)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record; it is with the operating system when this returns.
 
         Raises:
-            OSError: The disk is full or failing. The journal stays readable, and the next `append` may succeed.
+            OSError: The disk is full or failing. The journal stays readable; the record waits, and is written with the
+                next one that can be.
         """
         line = (json.dumps(_encoded(record), allow_nan=False, separators=(",", ":")) + "\n").encode()
         with self._lock:
-            if self._descriptor is None:
-                self._descriptor = self._open()
-            try:
-                written = os.write(self._descriptor, line)
-                if written < len(line):
-                    raise OSError(f"only {written} of {len(line)} bytes were written; free disk space")
-            except OSError:
-                # Opening again removes the torn line.
-                self._close()
-                raise
+            self._waiting.append(line)
+            self._write_waiting()
 
     def read(self) -> list[dict[str, Any]]:
         """All complete records, oldest first; none if there is no file."""
@@ -96,6 +95,7 @@ class Journal:
         """
         kept = [record for record in self.read() if record.get("at", record.get("step", step)) <= step]
         with self._lock:
+            self._waiting.clear()
             self._close()
             if self.path.exists():
                 lines = [json.dumps(_encoded(record), allow_nan=False, separators=(",", ":")) for record in kept]
@@ -105,7 +105,29 @@ class Journal:
     def close(self) -> None:
         """Release the file; a later `append` opens it again."""
         with self._lock:
+            with suppress(OSError):
+                self._write_waiting()
             self._close()
+
+    def _write_waiting(self) -> None:
+        """Write what is not in the file yet, oldest first."""
+        if self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0:
+            # Deleted under the running training: what follows is kept in a new one, which readers begin anew.
+            self._close()
+            self._generation += 1
+        while self._waiting:
+            if self._descriptor is None:
+                self._descriptor = self._open()
+            line = self._waiting[0]
+            try:
+                written = os.write(self._descriptor, line)
+                if written < len(line):
+                    raise OSError(f"only {written} of {len(line)} bytes were written; free disk space")
+            except OSError:
+                # Opening again removes the torn line.
+                self._close()
+                raise
+            self._waiting.popleft()
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
