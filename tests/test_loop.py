@@ -16,8 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from earthprior.chips import loader
 from earthprior.chips.batch import Batch
-from earthprior.errors import DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.chips.catalog import ChipRow
+from earthprior.chips.read import ChipSpec, read_chip
+from earthprior.errors import DataError, DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
 from earthprior.files import read_json
 from earthprior.params import active
 from earthprior.tasks.diffusion import DiffusionTask
@@ -173,6 +176,31 @@ def test_a_kill_loses_only_what_came_after_the_last_checkpoint(
     with pytest.raises(SystemExit):
         train(trainer, tmp_path)
     assert CheckpointStore(tmp_path, "f" * 12, {}).steps() == [6, 7]
+    trainer = resumed(tiny, tmp_path)
+    assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
+
+
+def test_a_chip_that_goes_bad_meanwhile_costs_no_step(
+    tiny: Tiny, tmp_path: Path, whole_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny.trainer()
+
+    def unplugged(folder: Path, row: ChipRow, spec: ChipSpec) -> Any:
+        # Batches are read ahead, so that some steps more are made of what is there already.
+        return read_chip(tmp_path / "no disk" if trainer.step >= 5 else folder, row, spec)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_chip", unplugged)
+        with pytest.raises(DataError) as caught:
+            train(trainer, tmp_path)
+    assert caught.value.exit_code == 2
+    said = re.fullmatch(
+        r"chips/chip_\d+\.tif \(catalog line \d+\): not found\. It was sound when results/stats/ was made: restore .*"
+        r"data\.on_bad_chip: skip, then dvc repro\. Stopped before step (\d+) of 12; ckpt-(\d+)\.pt is kept",
+        str(caught.value),
+    )
+    assert said, str(caught.value)
+    assert int(said[1]) - 1 == int(said[2]) == trainer.step >= 5
     trainer = resumed(tiny, tmp_path)
     assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
 

@@ -7,9 +7,10 @@ DataLoader workers (no transport between processes), and a fault in one is the c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earthprior.chips.catalog import ChipRow
-from earthprior.chips.problems import chip_error
+from earthprior.chips.problems import ChipError, chip_error
 from earthprior.chips.read import ChipSpec, read_chip
 from earthprior.chips.readers import Readers
 
@@ -100,7 +101,8 @@ def load_batches(
     if first is None:
         return
     # The first read is made here: the dtype is needed, and GDAL can deadlock where threads are first to use a driver.
-    sample, _ = read_chip(folder, rows[first[0]], spec)
+    with _sound_before():
+        sample, _ = read_chip(folder, rows[first[0]], spec)
     free = deque(_Buffer(sample.shape, TORCH_DTYPES[sample.dtype.name], pin) for _ in range(ahead + 1))
     pending: deque[tuple[_Buffer, list[ChipRow], list[Future[None]]]] = deque()
     with Readers(readers) as pool:
@@ -113,10 +115,25 @@ def load_batches(
             if not pending:
                 return
             buffer, chips, futures = pending.popleft()
-            for future in futures:
-                pool.result(future)
+            with _sound_before():
+                for future in futures:
+                    pool.result(future)
             yield RawBatch(buffer.pixels[: len(chips)], buffer.valid[: len(chips)], chips)
             free.append(buffer)
+
+
+@contextmanager
+def _sound_before() -> Iterator[None]:
+    """Says of a chip that fails that it has not always done so: the stage stats has read them all."""
+    try:
+        yield
+    except ChipError as error:
+        fix = (
+            "It was sound when results/stats/ was made: restore the file (git checkout data.dvc && dvc pull data), and "
+            "the same command continues; or train without it, which is another run: data.on_bad_chip: skip, then "
+            "dvc repro"
+        )
+        raise ChipError(replace(error.problem, fix=fix)) from error
 
 
 def _begin(

@@ -21,7 +21,7 @@ from earthprior import memory
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.loader import RawBatch
 from earthprior.chips.normalize import Normalizer
-from earthprior.errors import DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
+from earthprior.errors import DataError, DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
 from earthprior.networks.tensor_file import listed, mismatches
 from earthprior.params import Params
 from earthprior.randomness import numpy_generator
@@ -151,6 +151,7 @@ class Trainer:
         Raises:
             Interrupted: Asked to stop; the state is saved.
             StorageError: Asked to stop, and the state could not be saved.
+            DataError: A chip can no longer be read; the state is saved.
             DivergedError: Loss or gradient became non-finite.
             DeviceMemoryError: There is too little memory; the state is saved where it is sound.
         """
@@ -161,6 +162,8 @@ class Trainer:
                     self._one_step(raws, log, progress, validated, store)
                 except divergence.NonFinite as fault:
                     raise self._diverged(fault, store) from None
+                except DataError as error:
+                    raise self._unread(error, store) from error
                 except Exception as error:
                     if not memory.is_out_of_memory(error):
                         raise
@@ -326,10 +329,18 @@ class Trainer:
         moment = divergence.Moment(self.step + 1, self.total_steps, epoch + 1, self.lr_schedule.lr, tuple(self._norms))
         return divergence.of_step(fault, moment, rows, self.params, self.device, store, self.world.is_first)
 
-    def _out_of_memory(self, error: Exception, store: CheckpointStore) -> DeviceMemoryError:
+    def _unread(self, error: DataError, store: CheckpointStore) -> DataError:
+        """What a chip that failed cost: nothing where it was read for a step, which had not begun."""
+        return DataError(f"{error}. Stopped before step {self.step + 1:,} of {self.total_steps:,}; {self._kept(store)}")
+
+    def _kept(self, store: CheckpointStore) -> str:
+        """Save the state where a step failed that has changed nothing yet; what there is to continue from."""
         if self._doing == PASSES:
             self._save_as_it_was(store)
-        kept = f"{last} is kept" if (last := store.newest()) else "there is no checkpoint yet"
+        return f"{last} is kept" if (last := store.newest()) else "there is no checkpoint yet"
+
+    def _out_of_memory(self, error: Exception, store: CheckpointStore) -> DeviceMemoryError:
+        kept = self._kept(store)
         step = self.step if self._doing == VALIDATION else self.step + 1
         helps = memory.what_helps(error, self.params, self.world.size, self._doing == VALIDATION)
         return DeviceMemoryError(
