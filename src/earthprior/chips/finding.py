@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from earthprior.chips.band_order import likeness
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.georeference import Bounds
 from earthprior.chips.problems import ChipError, Problem, some
@@ -34,6 +36,7 @@ class Finding:
         not_finite: Pixels that are NaN or infinite, per band.
         constant: Every band has one value only.
         bands: What a training chip adds to the statistics, None per band without a valid pixel.
+        likeness: How alike its bands are, see `band_order.likeness`.
         label: What is wrong with its label raster, if anything.
     """
 
@@ -47,6 +50,7 @@ class Finding:
     not_finite: tuple[int, ...]
     constant: bool
     bands: tuple[BandSummary, ...]
+    likeness: NDArray[np.float32] | None = None
     label: Problem | None = None
 
 
@@ -78,6 +82,7 @@ def inspect_row(
         not_finite=chip.not_finite,
         constant=flat.shape[1] > 0 and bool((flat == flat[:, :1]).all()),
         bands=tuple(summarize(band) for band in flat) if measured else (),
+        likeness=likeness(flat),
         label=_label_problem(folder, row, label_column, spec, header) if label_column else None,
     )
 

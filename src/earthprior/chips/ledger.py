@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from earthprior.chips.georeference import TOLERANCE, Bounds, Ground
 from earthprior.errors import StorageError
 
@@ -26,8 +29,13 @@ _BETWEEN = "\n"
 _TABLES = """
 CREATE TABLE row (line INTEGER PRIMARY KEY, usage INTEGER, images TEXT);
 CREATE TABLE content (line INTEGER PRIMARY KEY, digest BLOB);
+CREATE TABLE likeness (line INTEGER PRIMARY KEY, z BLOB);
 """
-_INSERT = {"row": "INSERT INTO row VALUES (?, ?, ?)", "content": "INSERT INTO content VALUES (?, ?)"}
+_INSERT = {
+    "row": "INSERT INTO row VALUES (?, ?, ?)",
+    "content": "INSERT INTO content VALUES (?, ?)",
+    "likeness": "INSERT INTO likeness VALUES (?, ?)",
+}
 _REPEATED_ROWS = """
 SELECT again.images, again.line, again.usage, first.line, first.usage FROM
   (SELECT images, MIN(line) AS line FROM row GROUP BY images HAVING COUNT(*) > 1) AS many
@@ -81,7 +89,7 @@ class Ledger:
                 self._database.execute(f"PRAGMA {pragma}")
             self._database.executescript(_TABLES)
             self._ground = Ground(self._database, -TOLERANCE)
-        self._waiting: dict[str, list[tuple[Any, ...]]] = {"row": [], "content": []}
+        self._waiting: dict[str, list[tuple[Any, ...]]] = {table: [] for table in _INSERT}
 
     def __enter__(self) -> Ledger:
         return self
@@ -98,6 +106,10 @@ class Ledger:
     def add_content(self, line: int, digest: bytes) -> None:
         """What the chip of a row shows."""
         self._add("content", (line, digest))
+
+    def add_likeness(self, line: int, z: NDArray[np.float32]) -> None:
+        """How alike the bands of a row's chip are, see `band_order.likeness`."""
+        self._add("likeness", (line, z.tobytes()))
 
     def add_place(self, line: int, usage: int, crs: str, bounds: Bounds) -> None:
         """Where the chip of a row lies."""
@@ -121,6 +133,13 @@ class Ledger:
             for images, line, usage, first_line, first_usage, first in self._database.execute(_SAME_CONTENT):
                 names, first_names = (tuple(text.split(_BETWEEN)) for text in (images, first))
                 yield Repetition(names, line, usage, first_line, first_usage, first_names)
+
+    def likenesses(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Line and likeness of each chip that has one, in the catalog's order."""
+        self._flush("likeness")
+        with _storage():
+            for line, z in self._database.execute("SELECT line, z FROM likeness ORDER BY line"):
+                yield line, np.frombuffer(z, np.float32)
 
     def overlapping(self) -> int:
         """Pairs of chips of different splits that share ground; to be called once, before `partners`."""

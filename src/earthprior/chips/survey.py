@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from earthprior.chips.band_order import BandOrder
 from earthprior.chips.catalog import USAGES, CatalogFile, ChipRow, empty_splits, repeated
 from earthprior.chips.finding import Finding, inspect_row, odd_chip
 from earthprior.chips.ledger import Ledger
@@ -148,6 +149,7 @@ def survey(
         except ChipError as error:
             return error.problem
 
+    order = BandOrder(len(spec.bands))
     with Ledger() as ledger:
         census = _check_rows(catalog, ledger, log, readers)
         found.rows = census.rows
@@ -160,9 +162,10 @@ def survey(
                 continue
             found.add(outcome, len(spec.bands) if statistics else 0)
             log.extend(odd_chip(outcome, spec.bands))
-            _remember(ledger, outcome)
+            _remember(ledger, order, outcome)
         if sha256_file(catalog.path) != found.catalog_sha256:
             raise DataError(f"{catalog.path.name} changed while its chips were read; give the same command again")
+        log.extend(_swapped(ledger, order, spec.bands))
         log.extend(_same_content(ledger))
         found.overlapping_pairs = ledger.overlapping()
         log.extend(_overlapping(ledger))
@@ -238,13 +241,29 @@ def _inspect_all(
     yield from ordered_map(inspect, catalog.chips(), lambda row: row.images[0], readers)
 
 
-def _remember(ledger: Ledger, found: Finding) -> None:
+def _remember(ledger: Ledger, order: BandOrder, found: Finding) -> None:
     row = found.row
+    if found.likeness is not None:
+        order.add(found.likeness)
+        ledger.add_likeness(row.line, found.likeness)
     # All empty chips are alike.
     if found.valid_fraction and not found.constant:
         ledger.add_content(row.line, found.digest)
     if found.crs is not None and found.bounds is not None:
         ledger.add_place(row.line, USAGES.index(row.usage), found.crs, found.bounds)
+
+
+def _swapped(ledger: Ledger, order: BandOrder, bands: Sequence[str]) -> Iterator[Problem]:
+    """Chips whose bands look as if they came in another order than the other chips'."""
+    for swap in order.swapped(ledger.likenesses()):
+        _, images = ledger.row(swap.line)
+        one, other = (bands[position] for position in swap.bands)
+        what = (
+            f"{one} and {other} look swapped: with the other bands, {one} correlates by {swap.here[0]:.2f} on average "
+            f"({swap.elsewhere[0]:.2f} in most chips), {other} by {swap.here[1]:.2f} ({swap.elsewhere[1]:.2f})"
+        )
+        fix = "Look at the chip, and bring its bands into the order of data.bands"
+        yield Problem("warning", images[0], swap.line, what, fix, kind=f"{one} and {other} look swapped")
 
 
 def _same_content(ledger: Ledger) -> Iterator[Problem]:
