@@ -65,6 +65,7 @@ MENDED, STOPPED = "then continue with: earthprior stats", "continue with: earthp
         (OSError(errno.EROFS, "Read-only file system", "x"), 4, "x: Read-only file system; this file system", STOPPED),
         (PermissionError(errno.EACCES, "Permission denied", "x/y"), 4, "x/y: Permission denied; look at its", STOPPED),
         (FileNotFoundError(errno.ENOENT, "No such file", "x/y"), 4, "x/y: No such file; it was there", STOPPED),
+        (FileExistsError(errno.EEXIST, "File exists", "x"), 4, "x: File exists; a file stands", STOPPED),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), 4, "x: Not a directory; a file stands", STOPPED),
         (Interrupted("saved step 5 of 9", 2), 130, "saved step 5 of 9", STOPPED),
         (Interrupted("saved step 5 of 9", 15), 143, "saved step 5 of 9", STOPPED),

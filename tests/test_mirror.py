@@ -202,6 +202,20 @@ def test_store_that_hangs_delays_neither_start_nor_close_for_long(outbox: Outbox
     assert (run.points, run.status) == ([], "")
 
 
+def test_who_is_in_a_hurry_does_not_wait_for_a_store_that_hangs(outbox: Outbox, journal: Journal) -> None:
+    """A second Ctrl-C, or SIGTERM at the very end."""
+    run = FakeRun()
+    follower = Mirror(outbox, run)
+    follower.start(wait_seconds=5)
+    run.hang.clear()
+    log(journal, range(7))
+    asked = time.monotonic() + 0.3
+    began = time.monotonic()
+    assert not follower.close(timeout_seconds=30, hurried=lambda: time.monotonic() > asked)
+    assert 0.2 < time.monotonic() - began < 5
+    run.hang.set()
+
+
 def test_time_to_spare_goes_to_others_until_there_is_none(outbox: Outbox, journal: Journal) -> None:
     done: list[int] = []
     run = FakeRun()

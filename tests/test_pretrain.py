@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -412,6 +413,29 @@ def test_a_diverged_run_says_why_in_mlflow_too_and_keeps_its_state(
     assert read_json(work_folder(root, params) / "diverged.json")["last_checkpoint"] == "ckpt-00000009.pt"
     pretrain.run(params, root)
     assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
+
+
+def test_a_request_while_mlflow_hears_the_rest_shortens_that_and_loses_nothing(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project(epochs=2)
+    request, close, hurried = SimpleNamespace(signal_number=None), tracking.Tracker.close, []
+
+    def closing(tracker: tracking.Tracker, status: str) -> Any:
+        hurried.append(tracker.hurried())
+        request.signal_number = signal.SIGTERM
+        hurried.append(tracker.hurried())
+        return close(tracker, status)
+
+    @contextmanager
+    def requests() -> Iterator[Any]:
+        yield request
+
+    monkeypatch.setattr(tracking.Tracker, "close", closing)
+    monkeypatch.setattr(pretrain, "stop_requests", requests)
+    pretrain.run(params, root)
+    assert hurried == [False, True]
+    assert sorted(results(root)) == OUTS
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone", "text"])

@@ -22,6 +22,7 @@ NAMED = {
     errno.EPERM: "look at its owner and permissions (ls -ld), and its folder's",
     errno.ENOENT: "it was there before; was it moved or deleted meanwhile?",
     errno.ENOTDIR: "a file stands where a folder is needed; move it away",
+    errno.EEXIST: "a file stands where a folder is needed; move it away",
     errno.EISDIR: "a folder stands where a file is needed; move it away",
     errno.ENAMETOOLONG: "work under a shorter path",
 }

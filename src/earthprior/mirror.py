@@ -31,6 +31,9 @@ def nothing() -> Generator[None]:
     yield from ()
 
 
+HURRY_SECONDS = 0.2
+
+
 class Mirror:
     """A background thread that keeps a remote run equal to an outbox.
 
@@ -68,16 +71,20 @@ class Mirror:
         self._thread.start()
         self._first_attempt.wait(wait_seconds)
 
-    def close(self, timeout_seconds: float) -> Delivery:
-        """Send what is left, end the remote run, and stop; gives up after `timeout_seconds`.
+    def close(self, timeout_seconds: float, hurried: Callable[[], bool] = lambda: False) -> Delivery:
+        """Send what is left, end the remote run, and stop; gives up after `timeout_seconds`, or when hurried.
 
         What others left may take SPARE_SECONDS more.
         """
         self._stop.set()
-        if self._done.wait(timeout_seconds):
-            self._thread.join(SPARE_SECONDS)
+        if _until(self._done.wait, timeout_seconds, hurried):
+            _until(self._ended, SPARE_SECONDS, hurried)
         self._given_up.set()
         return self._courier.delivery
+
+    def _ended(self, wait_seconds: float) -> bool:
+        self._thread.join(wait_seconds)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         self._attempt()
@@ -138,3 +145,12 @@ class Mirror:
                 return
             if not self._stop.is_set():
                 until.wait(REST * (time.monotonic() - began))
+
+
+def _until(over: Callable[[float], bool], seconds: float, hurried: Callable[[], bool]) -> bool:
+    """Wait for something, a while at a time; whether it came before time was up or somebody was in a hurry."""
+    deadline = time.monotonic() + seconds
+    while not over(max(0.0, min(HURRY_SECONDS, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline or hurried():
+            return False
+    return True

@@ -13,7 +13,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ __all__ = ["Delivery", "Pretraining", "RunRef", "Tracker", "continue_or_open", "
 
 logger = logging.getLogger(__name__)
 
-OPEN_SECONDS, CLOSE_SECONDS = 8.0, 60.0
+OPEN_SECONDS, CLOSE_SECONDS, STOPPED_SECONDS = 8.0, 60.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Tracker:
         self._outbox, self._remote, self._store, self._mirror, self._prefix = outbox, remote, store, mirror, prefix
         self._troubled = False
         self._delivery: Delivery | None = None
+        self.hurried: Callable[[], bool] = lambda: False
+        """Whether somebody waits for this process to end; asked while `close` waits for a store."""
 
     @property
     def ref(self) -> RunRef:
@@ -130,7 +132,11 @@ class Tracker:
         if self._delivery is None:
             with self._unharmed(self._outbox.messages.path.name):
                 self._outbox.end(status)
-            self._delivery = self._mirror.close(timeout_seconds) if self._mirror else Delivery(0, 0, False)
+            if status == "KILLED":
+                # Who asked has no patience, and kills after a while; what is missed is delivered later.
+                timeout_seconds = min(timeout_seconds, STOPPED_SECONDS)
+            hurried = (lambda: False) if status == "KILLED" else self.hurried
+            self._delivery = self._mirror.close(timeout_seconds, hurried) if self._mirror else Delivery(0, 0, False)
             self._outbox.close()
             self._outbox.release()
             if self._mirror:

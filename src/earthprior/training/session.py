@@ -212,6 +212,7 @@ class Session:
             pictures.draw_if_due(trainer.task, average, int(row["epoch"]))
             self.hooks.validated(row, tracker)
 
+        tracker.hurried = lambda: stop.signal_number is not None
         try:
             for row in list(trainer.history):
                 self.hooks.validated(row, tracker)
