@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -11,15 +12,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from earthprior import mirror, mlflow_find, mlflow_run, tracking, tracking_view
+from earthprior import mirror, mlflow_find, mlflow_run, tracking, tracking_store, tracking_view
 from earthprior.errors import Interrupted
 from earthprior.files import write_json
 from earthprior.journal import Journal
+from earthprior.tools import sync_tracking
 from earthprior.tracking import RunRef, continue_or_open
 from earthprior.tracking_store import locate, reason, redacted
 from mlflow_store import PARAMS, TRAINED, client, evaluate, history, open_plain, pretrained, runs
@@ -545,9 +548,98 @@ def test_deleted_experiment_is_explained(root: Path, caplog: pytest.LogCaptureFi
     assert "experiment 'earthprior' is deleted" in caplog.text
 
 
-def test_half_upgraded_database_is_explained() -> None:
-    text = reason(RuntimeError("(sqlite3.OperationalError) table _alembic_tmp_metrics already exists"))
-    assert "move mlflow.db away" in text
+def no_database(path: Path) -> None:
+    path.write_bytes(b"no database" * 500)
+
+
+def half_upgraded(path: Path) -> None:
+    query(path, "create table _alembic_tmp_metrics (a)", "update alembic_version set version_num = '451aebb31d03'")
+
+
+def interrupted_at_first_use(path: Path) -> None:
+    path.unlink()
+    query(path, "create table _alembic_tmp_metrics (a)")
+
+
+def newer(path: Path) -> None:
+    query(path, "update alembic_version set version_num = 'ffffffffffff'")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def query(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        for statement in statements:
+            database.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (no_database, "is damaged, or no SQLite database; move it away"),
+        (half_upgraded, "was left half-upgraded by an interrupted first use; move it away"),
+        (interrupted_at_first_use, "was left half-upgraded by an interrupted first use; move it away"),
+        (newer, "was made by another version of MLflow"),
+        (a_folder, "is no file that can be written"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_explained_and_costs_nothing(
+    root: Path, prepared_database: Path, spoil: Callable[[Path], None], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path = root / "mlflow.db"
+    spoil(path)
+    tracker = open_plain(root)
+    tracker.log({"loss": 1.0}, 1)
+    assert not tracker.close()
+    assert f"sqlite:///mlflow.db {told}" in caplog.text
+    assert "Traceback" not in caplog.text
+    # as it says; and in a process of its own, since MLflow keeps a file open that is moved away
+    path.rename(root / "away")
+    shutil.copy(prepared_database, path)
+    SqlAlchemyStore._engine_map.clear()
+    sync_tracking.run(root)
+    (run,) = runs(root)
+    assert history(root, run.info.run_id, "loss") == [(1, 1.0)]
+
+
+def test_a_database_that_stays_locked_delays_start_and_end_for_seconds(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking_store, "PROBE_SECONDS", 0.2)
+    with closing(sqlite3.connect(root / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        begin = time.monotonic()
+        tracker = open_plain(root)
+        tracker.log({"loss": 1.0}, 1)
+        assert not tracker.close()
+        assert time.monotonic() - begin < 5
+        assert "sqlite:///mlflow.db is locked by another process" in caplog.text
+    sync_tracking.run(root)
+    assert [run.info.status for run in runs(root)] == ["FINISHED"]
+
+
+def test_a_full_disk_under_the_database_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 0.1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((root / "mlflow.db").stat().st_size, before[1]))
+    try:
+        tracker = open_plain(root)
+        for step in range(1500):
+            tracker.log({"loss": 0.5, "lr": 0.1}, step)
+        first = tracker.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (bool(first), first.total) == (False, 3000)
+    sync_tracking.run(root)
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED"
+    for name in ("loss", "lr"):
+        assert [step for step, _ in history(root, run.info.run_id, name)] == list(range(1500))
 
 
 def test_broken_request_is_told_in_short() -> None:

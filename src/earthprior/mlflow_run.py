@@ -56,7 +56,10 @@ def import_mlflow() -> bool:
         logger.warning("MLflow cannot be imported (%s); metrics are kept in the journal only", error)
         return False
     # What is worth telling about an outage is told by the mirror, once.
-    levels = {"mlflow": "WARNING", "mlflow.system_metrics": "CRITICAL", "alembic": "WARNING", "urllib3": "ERROR"}
+    levels = {
+        "mlflow": "WARNING", "mlflow.store.db": "CRITICAL", "mlflow.system_metrics": "CRITICAL", "alembic": "WARNING",
+        "urllib3": "ERROR",
+    }  # fmt: skip
     for talkative, level in levels.items():
         logging.getLogger(talkative).setLevel(level)
     return True

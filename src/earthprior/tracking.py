@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -334,7 +335,7 @@ def _started(
         if must_wait(record, [pair for pair in waiting(home) if pair[1].tracking_uri == store.shown]):
             raise RuntimeError("the training's run, which this belongs to, has yet to be delivered")
 
-    mirror = Mirror(outbox, remote, reason, forerunner, lambda: deliver_others(home, store))
+    mirror = Mirror(outbox, remote, partial(reason, name=store.shown), forerunner, lambda: deliver_others(home, store))
     mirror.start(wait_seconds)
     return Tracker(outbox, remote, store, mirror, prefix)
 

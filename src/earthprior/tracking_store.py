@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,55 @@ class Store:
             return self.shown.rstrip("/")
         return None if self.database is None else "http://127.0.0.1:5000"
 
-    def first_contact(self) -> AbstractContextManager[object]:
-        """Hold this during the first contact: it creates or migrates the schema, and two at a time ruin a database."""
+    @contextmanager
+    def first_contact(self) -> Iterator[None]:
+        """Hold this during the first contact: it creates or migrates the schema, and two at a time ruin a database.
+
+        Raises:
+            RuntimeError: An earlier first contact was interrupted, and left the database half-upgraded.
+        """
         if self.database is None:
-            return nullcontext()
+            yield
+            return
         self.database.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{self.database}.lock", timeout=LOCK_SECONDS)
+        with FileLock(f"{self.database}.lock", timeout=LOCK_SECONDS):
+            try:
+                yield
+            except Exception as error:
+                if self._leftovers():
+                    raise RuntimeError(explained(LEFTOVER, self.shown)) from error
+                raise
+
+    def _leftovers(self) -> bool:
+        """Whether the database has tables that live only during a migration."""
+        query = "select count(*) from sqlite_master where name like ? escape '~'"
+        try:
+            with closing(sqlite3.connect(str(self.database), timeout=PROBE_SECONDS)) as connection:
+                found: int = connection.execute(query, (LEFTOVER.replace("_", "~_") + "%",)).fetchone()[0]
+        except sqlite3.Error:
+            return False
+        return found > 0
 
     def probe(self) -> None:
-        """Raise OSError within a few seconds if a server does not answer; any answer will do, a refusal included."""
-        if not self.uri.startswith(("http://", "https://")):
+        """Raise OSError within a few seconds if the store cannot be had; a server's answer may be a refusal."""
+        if self.database is not None:
+            self._probe_database(self.database)
+        elif self.uri.startswith(("http://", "https://")):
+            self._probe_server()
+
+    def _probe_database(self, database: Path) -> None:
+        """MLflow would try for minutes to open what is none."""
+        if not database.exists():
             return
+        if not (database.is_file() and os.access(database, os.R_OK | os.W_OK)):
+            raise PermissionError(f"{self.shown} is no file that can be written; check what it is, and its mode")
+        try:
+            with closing(sqlite3.connect(database, timeout=PROBE_SECONDS)) as connection:
+                connection.execute("select count(*) from sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            raise ConnectionError(explained(f"{self.shown}: {error}", self.shown)) from None
+
+    def _probe_server(self) -> None:
         parts = urllib.parse.urlsplit(self.uri)
         address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
         try:
@@ -137,14 +176,33 @@ def locate(root: Path, uri: str | None = None) -> Store:
 def redacted(text: str) -> str:
     """The text without the user, password and tokens of the URIs in it."""
     text = re.sub(r"(://)[^/\s'\"]*@", r"\1***@", text)
-    return re.sub(r"(?i)((?:password|passwd|token|secret|key)=)[^&\s'\"]+", r"\1***", text)
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret|key|signature|sig|auth)=)[^&\s'\"]+", r"\1***", text)
 
 
-def reason(error: Exception) -> str:
+LEFTOVER = "_alembic_tmp"
+REMEDIES = {
+    LEFTOVER: "was left half-upgraded by an interrupted first use; move it away, and a new one is made",
+    "out-of-date database schema": "was made by another version of MLflow; use that one, or `mlflow db upgrade`",
+    "Can't locate revision": "was made by a newer version of MLflow; use that one",
+    "file is not a database": "is damaged, or no SQLite database; move it away, and a new one is made",
+    "database disk image is malformed": "is damaged; move it away, and a new one is made",
+    "database or disk is full": "has no space left on its disk; free some",
+    "disk I/O error": "cannot be written, its disk is full or failing",
+    "readonly database": "cannot be written; check its mode and its folder's",
+    "unable to open database": "cannot be opened; check its folder and its mode",
+    "database is locked": "is locked by another process",
+}
+"""What a database answers, and what that means for whoever reads it."""
+
+
+def explained(text: str, name: str = "its database") -> str:
+    """The text, or what it means, where that is known, of a database of this name."""
+    return next((f"{name} {meaning}" for sign, meaning in REMEDIES.items() if sign in text), text)
+
+
+def reason(error: Exception, name: str = "its database") -> str:
     """One line on what went wrong, safe to print, with the remedy where it is known."""
-    text = redacted(" ".join(str(error).split())) or type(error).__name__
-    if "_alembic_tmp" in text:
-        return "its database is left half-upgraded by an interrupted first use; move mlflow.db away and start again"
+    text = explained(redacted(" ".join(str(error).split())) or type(error).__name__, name)
     if unanswered := re.match(r"API request to (\S+?)(/api/\S*)? failed with exception", text):
         return f"no answer from {unanswered[1]}"
     return text if len(text) <= REASON_LENGTH else f"{text[:REASON_LENGTH]}..."

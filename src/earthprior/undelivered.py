@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 from earthprior.courier import Courier, Delivery
@@ -53,7 +54,8 @@ def deliver(
             # evaluate runs again as a whole.
             outbox.remove()
             return
-        courier = Courier(outbox, MlflowRun(store, record, outbox.remember, live=False), reason)
+        explain = partial(reason, name=store.shown)
+        courier = Courier(outbox, MlflowRun(store, record, outbox.remember, live=False), explain)
         try:
             courier.probe()
             yield from courier.pieces(last=True)

@@ -78,7 +78,7 @@ def _probe(store: Store, silent: dict[str, str]) -> None:
     try:
         store.probe()
     except OSError as error:
-        silent[store.shown] = reason(error)
+        silent[store.shown] = reason(error, store.shown)
         raise EarthPriorError(silent[store.shown]) from None
 
 
@@ -98,7 +98,7 @@ def _deliver(outbox: Outbox, record: RunRecord, store: Store, place: str) -> Non
         for _ in deliver(outbox, record, store, report):
             pass
     except Exception as error:
-        raise EarthPriorError(reason(error)) from error
+        raise EarthPriorError(reason(error, store.shown)) from error
     if not ended and outbox.waits:
         raise EarthPriorError("a process has it in hand; it will deliver it")
     if ended and not ended[0]:
