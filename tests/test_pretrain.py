@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -586,7 +587,7 @@ def test_what_mlflow_has_not_heard_outlives_the_work_folder(
 class Command:
     """The real command in a process of its own, MLflow kept out of it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, largest_file: int = resource.RLIM_INFINITY) -> None:
         blocked = root / "blocked"
         blocked.mkdir(exist_ok=True)
         (blocked / "sitecustomize.py").write_text("import sys; sys.modules['mlflow'] = None\n")
@@ -594,6 +595,7 @@ class Command:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "earthprior", "pretrain"], cwd=root, text=True, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)),
         )  # fmt: skip
 
     def signal_at(self, folder: Path, step: int, number: signal.Signals) -> None:
@@ -608,6 +610,28 @@ class Command:
     def end(self) -> tuple[int, str]:
         said = self.process.communicate(timeout=50)[1]
         return self.process.returncode, said
+
+
+def test_on_a_full_disk_training_goes_to_its_end_and_the_same_command_continues(
+    project: MakeProject, uninterrupted: Path
+) -> None:
+    """The system itself refuses: no file may be larger than a journal or a linear denoiser."""
+    root, params = project()
+    code, said = Command(root, largest_file=40_000).end()
+    assert code == 4, said
+    assert said.count("warning: checkpoint of step ") == 1, said
+    assert "checkpoint of step 1 not written in " in said
+    assert "Training goes on, and tries again at every checkpoint" in said
+    *_, fault, last = said.splitlines()
+    assert fault.startswith("earthprior: results/pretrain/ could not be written (File too large). To mend it: a limit")
+    assert last == "continue with: python -m earthprior pretrain"
+    assert "epoch 5/5" in said
+    folder = work_folder(root, params)
+    assert not list(folder.glob("ckpt-*")) + list(folder.glob(".*.tmp*"))
+    assert not list(root.glob("results/pretrain/*"))
+
+    pretrain.run(params, root)
+    assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
 
 
 def test_killed_and_terminated_the_same_command_ends_with_the_same_bytes(
