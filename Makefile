@@ -1,5 +1,5 @@
 # make run    the whole pipeline on the sample, from nothing but Python 3.11 or newer, git and make
-# make test   the tests; make lint, make clean, make sample, make help
+# make test   the tests; make soak, make lint, make clean, make sample, make help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV := .venv
@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint clean sample environment
+.PHONY: help run test soak lint clean sample environment
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ run: $(STAMP) | data  ## stats, pretrain and evaluate; what is up to date is not
 
 test: $(STAMP)  ## the tests, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile
+
+soak: $(STAMP)  ## what takes too long for the tests: a hundred kills, ten thousand malformed inputs
+	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_kills.py
+	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_inputs.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

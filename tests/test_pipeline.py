@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import kills
 from earthprior.files import read_json, sha256_file
-from tiny_project import Project, make_repository
+from kills import Kill, Patient
+from tiny_project import ROOT, Project, make_repository
 
+STEPS = 32
 WEIGHTS = "results/pretrain/network.safetensors"
 # Runs the stages in one process and notes which parameters they read.
 RECORD = """
@@ -52,26 +55,45 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., 
     return make_repository(tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("state"), make_chips)
 
 
-def test_a_killed_pipeline_continues(project: Project) -> None:
-    command = subprocess.Popen(
-        ["dvc", "repro"], cwd=project.root, env=project.environment, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(project.root.glob("work/pretrain/*/ckpt-*.json"))) < 2:
-        assert command.poll() is None, command.stdout and command.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.002)
-    os.killpg(command.pid, signal.SIGKILL)
-    command.communicate()
-    assert not (project.root / WEIGHTS).exists(), "the kill came too late to test anything"
+@pytest.fixture(scope="module")
+def patient(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Patient:
+    """The project, with notes of what its trainers do."""
+    folder = tmp_path_factory.mktemp("notes")
+    return Patient(Project(project.root, {**project.environment, "KILLS_FOLDER": str(folder)}), folder)
 
-    said = project.run("dvc", "repro")
-    assert "continuing at step" in said
+
+def test_a_trainer_leaves_without_dvc_and_goes_on_after_all_died(patient: Patient) -> None:
+    kills.watch(patient.project)
+    asked = [Kill("repro", signal.SIGTERM, "dvc", "step"), Kill("repro", signal.SIGKILL, "group", "save")]
+    course = kills.treat(patient, "repro", asked, random.Random(os.urandom(8)), STEPS, to_the_end=False)
+    assert course.faults == []
+    assert [hit.kill for hit in course.hits] == asked
+    assert course.hits[0].then == "continued"
+    assert not (patient.project.root / WEIGHTS).exists()
+
+
+def test_a_killed_pipeline_continues_and_a_second_dvc_beside_it_harms_nothing(patient: Patient) -> None:
+    project = patient.project
+    course = kills.treat(patient, "repro", [], random.Random(0), STEPS, beside=lambda _: refused(project))
+    shutil.copy(ROOT / "src/earthprior/__main__.py", project.root / "src/earthprior/__main__.py")
+    assert course.faults == []
+    begun = [note["step"] for note in patient.notes() if note["what"] == "begin"]
+    assert len(begun) == 3
+    assert 0 == begun[0] < begun[1] <= begun[2]
     for name in ("stats/stats.json", "pretrain/network.safetensors", "evaluate/metrics.json", "evaluate/report.html"):
         assert (project.root / "results" / name).stat().st_size > 0
     # finished: a stage that starts anew shall train, not find its old state
     assert not list(project.root.glob("work/pretrain/*"))
+
+
+def refused(project: Project) -> None:
+    """`dvc exp run` in a workspace where the stage of a `dvc repro` stands still in the middle of its steps."""
+    done = subprocess.run(
+        ["dvc", "exp", "run", "-n", "beside"], cwd=project.root, env=project.environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "is busy, it is being blocked by" in done.stdout + done.stderr
 
 
 def test_one_run_holds_training_and_evaluation(project: Project) -> None:

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -543,6 +542,43 @@ def test_the_curve_over_levels_is_in_the_journal_once_also_after_a_late_kill(
     assert journals == [[5, 10, 20, 50, 100, 200, 500]] * 2
 
 
+def test_other_threads_are_another_run_and_the_first_is_kept(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    root, params = project()
+    first = work_folder(root, params)
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(7))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(3))
+    with pytest.raises(Interrupted, match="saved step 3"):
+        pretrain.run(load_with(root, {"threads": 2}), root)
+    assert "is another run: threads 1 -> 2. It is kept" in capsys.readouterr().err
+    with pytest.raises(Interrupted, match="saved step 10"):
+        pretrain.run(load_with(root, {"threads": 1}), root)
+    assert (first / "ckpt-00000010.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["device", "precision", "processes"])
+def test_a_run_continued_in_another_setting_says_so_in_a_line(
+    project: MakeProject, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, params = project()
+    monkeypatch.setattr(pretrain, "stop_requests", asked_after(2))
+    with pytest.raises(Interrupted):
+        pretrain.run(params, root)
+    setting = session.Session._setting
+    monkeypatch.setattr(session.Session, "_setting", lambda self: {**setting(self), name: "other"})
+    capsys.readouterr()
+    with pytest.raises(Interrupted, match="saved step 4"):
+        pretrain.run(params, root)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warned) == 1
+    assert "(now other): the last digits of the results differ" in warned[0]
+    assert f"was written with {name} " in warned[0]
+
+
 def test_what_dvc_has_not_recorded_is_not_trained_again(
     project: MakeProject, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -598,15 +634,6 @@ class Command:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)),
         )  # fmt: skip
 
-    def signal_at(self, folder: Path, step: int, number: signal.Signals) -> None:
-        """Send a signal as soon as a checkpoint of that step or a later one is there."""
-        deadline = time.monotonic() + 50
-        while not any(int(path.stem[5:]) >= step for path in folder.glob("ckpt-*.json")):
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        self.process.send_signal(number)
-
     def end(self) -> tuple[int, str]:
         said = self.process.communicate(timeout=50)[1]
         return self.process.returncode, said
@@ -632,31 +659,3 @@ def test_on_a_full_disk_training_goes_to_its_end_and_the_same_command_continues(
 
     pretrain.run(params, root)
     assert results(root)["network.safetensors"] == results(uninterrupted)["network.safetensors"]
-
-
-def test_killed_and_terminated_the_same_command_ends_with_the_same_bytes(
-    project: MakeProject, uninterrupted: Path
-) -> None:
-    root, params = project()
-    folder = work_folder(root, params)
-    first, second = random.randint(1, 8), random.randint(10, 14)
-
-    killed = Command(root)
-    killed.signal_at(folder, first, signal.SIGKILL)
-    assert killed.end()[0] == -signal.SIGKILL
-
-    asked = Command(root)
-    asked.signal_at(folder, second, signal.SIGTERM)
-    code, said = asked.end()
-    assert code == 143, said
-    newest = max(int(path.stem[5:]) for path in folder.glob("ckpt-*.json"))
-    assert said.splitlines()[-2:] == [
-        f"earthprior: saved step {newest} of {STEPS}", "continue with: python -m earthprior pretrain",
-    ]  # fmt: skip
-
-    code, said = Command(root).end()
-    assert code == 0, said
-    assert f"continuing at step {newest} of {STEPS}" in said
-    assert not folder.exists()
-    for name in ("network.safetensors", "linear.safetensors", "history.csv", "config.json"):
-        assert results(root)[name] == results(uninterrupted)[name], f"{name}, killed at {first}, asked at {second}"

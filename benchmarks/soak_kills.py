@@ -1,0 +1,142 @@
+"""Does a run that is killed again and again come to the same bits as one that nobody disturbed?
+
+    PYTHONPATH=src python benchmarks/soak_kills.py [--kills 100] [--seed 0] [--jobs 2]
+
+Small projects are made in a temporary folder; `dvc repro`, `dvc exp run` and `earthprior pretrain` are started in them,
+killed as tests/kills.py describes, and started again until they are done. The table has a row per signal, target and
+moment. Exit code 1 if anything was not as promised: other bits, a checkpoint that was not continued from, a signal that
+lost a step, a second writer, points in MLflow twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from earthprior.tools import synth
+from kills import Bench, Course, Hit, Kill, run
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# By target: its moments, and the commands that take turns.
+TARGETS = {
+    "trainer": (("step", "save", "judge", "any", "results"), ("pretrain", "repro pretrain")),
+    "group": (("step", "save", "judge", "any", "results", "commit"), ("repro pretrain", "repro", "exp run")),
+    "dvc": (("step", "save", "judge", "any", "results", "commit"), ("repro", "repro pretrain", "exp run")),
+}
+KILLS_IN_A_RUN = 5
+# A run is over early where a kill comes late; what is left of its kills goes to further ones.
+MOST_RUNS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    asked = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        bench = Bench(Path(folder) / "bench", chips)
+        print(f"undisturbed: {bench.steps} steps, {bench.seconds:.0f} s", flush=True)
+        courses = list(soak(bench, plan(asked.kills, asked.seed), asked.seed, asked.jobs))
+    hits = [hit for course in courses for hit in course.hits]
+    faults = [fault for course in courses for fault in course.faults]
+    print_table(hits)
+    seconds = time.monotonic() - began
+    print(f"{len(hits)} kills of {len(courses)} runs, seed {asked.seed}, {seconds / 60:.1f} minutes")
+    for fault in faults:
+        print(f"FAULT {fault}")
+    if len(hits) < asked.kills:
+        print(f"FAULT only {len(hits)} of {asked.kills} kills could be delivered")
+    sys.exit(bool(faults) or len(hits) < asked.kills)
+
+
+def chips(folder: Path, n: int, size: int, labels: bool) -> None:
+    """What tiny_project.make_repository asks for: n chips with labels of land cover."""
+    synth.run(folder, n, 0, 1, 1 / 3, size, force=False)
+
+
+def plan(count: int, seed: int) -> list[Kill]:
+    """Every signal, target and moment in turn, each time by the next of the target's commands."""
+    rows = [(number, target, moment) for target in TARGETS for moment in TARGETS[target][0] for number in SIGNALS]
+    random.Random(seed).shuffle(rows)
+    commands = {target: itertools.cycle(commands) for target, (_, commands) in TARGETS.items()}
+    kills = []
+    for number, target, moment in itertools.islice(itertools.cycle(rows), count):
+        kills.append(Kill(next(commands[target]), number, target, moment))
+    return kills
+
+
+def soak(bench: Bench, kills: Sequence[Kill], seed: int, jobs: int) -> Iterator[Course]:
+    """Kill runs until every kill has been delivered, or has been left over too often."""
+    waiting, number = [*runs(kills)], 0
+    left_over: dict[Kill, int] = defaultdict(int)
+    with ThreadPoolExecutor(jobs) as pool:
+        going: set[Future[Course]] = set()
+        while waiting or going:
+            while waiting and len(going) < jobs:
+                number += 1
+                going.add(pool.submit(run, bench, f"run-{number}", waiting.pop(0), random.Random(f"{seed} {number}")))
+            done, going = wait(going, return_when=FIRST_COMPLETED)
+            for course in (future.result() for future in done):
+                for hit in course.hits:
+                    print_hit(hit)
+                for kill in course.left:
+                    left_over[kill] += 1
+                again = [kill for kill in course.left if left_over[kill] <= MOST_RUNS * len(kills)]
+                waiting += runs(again)
+                yield course
+
+
+def runs(kills: Sequence[Kill]) -> Iterator[list[Kill]]:
+    """The kills by command, a few to a run; those come last that hit its end, or that dvc shrugs off."""
+    late = ("any", "results", "commit")
+
+    def place(kill: Kill) -> int:
+        shrugged_off = (kill.target, kill.signal) == ("dvc", signal.SIGINT)
+        return 10 * shrugged_off + (late.index(kill.moment) + 1 if kill.moment in late else 0)
+
+    for command in dict.fromkeys(kill.command for kill in kills):
+        chosen = [kill for kill in kills if kill.command == command]
+        for start in range(0, len(chosen), KILLS_IN_A_RUN):
+            yield sorted(chosen[start : start + KILLS_IN_A_RUN], key=place)
+
+
+def print_hit(hit: Hit) -> None:
+    name, target, moment = hit.kill.row
+    print(
+        f"{name:8} {target:8} {moment:8} {hit.kill.command:15} hit {hit.where:24} {hit.then:20} {hit.lost} lost, "
+        f"{'identical' if hit.identical else 'FAULT'}",
+        flush=True,
+    )
+
+
+def print_table(hits: Sequence[Hit]) -> None:
+    rows: dict[tuple[str, str, str], list[Hit]] = defaultdict(list)
+    for hit in hits:
+        rows[hit.kill.row].append(hit)
+    outcomes = ("continued", "began, nothing was saved", "training was done", "went on to the end")
+    heads = ("signal", "target", "moment", "kills", *outcomes, "identical", "mean steps lost", "mean seconds")
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for (name, target, moment), found in [*sorted(rows.items()), (("all", "", ""), list(hits))]:
+        came = [str(sum(hit.then == outcome for hit in found)) for outcome in outcomes]
+        same = sum(hit.identical for hit in found)
+        lost = sum(hit.lost for hit in found) / max(len(found), 1)
+        seconds = sum(hit.seconds for hit in found) / max(len(found), 1)
+        cells = [name, target, moment, str(len(found)), *came, str(same), f"{lost:.1f}", f"{seconds:.0f}"]
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
