@@ -15,7 +15,7 @@ from earthprior.chips.loader import load_batches
 from earthprior.chips.problems import ChipError
 from earthprior.chips.read import ChipSpec, read_chip
 from earthprior.chips.readers import Readers, ordered_map
-from earthprior.errors import DataError
+from earthprior.errors import StorageError
 
 ORDER = [[3, 1, 0], [7, 7, 2, 5], [4], [6, 0]]
 
@@ -118,8 +118,9 @@ def test_a_read_that_hangs_is_named(monkeypatch):
     release = threading.Event()
     with Readers(2, limit_seconds=0.2) as pool:
         future = pool.submit("slow.tif", release.wait)
-        with pytest.raises(DataError, match=r"reading slow\.tif takes more than"):
+        with pytest.raises(StorageError, match=r"reading slow\.tif takes more than") as caught:
             pool.result(future)
+        assert caught.value.exit_code == 4
         release.set()
 
 

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from earthprior.chips import loader
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.read import ChipSpec, read_chip
+from earthprior.chips.readers import Readers
 from earthprior.errors import DataError, DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
 from earthprior.files import read_json
 from earthprior.params import active
@@ -203,6 +205,44 @@ def test_a_chip_that_goes_bad_meanwhile_costs_no_step(
     assert int(said[1]) - 1 == int(said[2]) == trainer.step >= 5
     trainer = resumed(tiny, tmp_path)
     assert final_bits(trainer, train(trainer, tmp_path)) == whole_run
+
+
+def test_a_read_that_hangs_ends_the_training_and_costs_no_step(
+    make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With batch norm, too: its statistics have not moved when chips are read."""
+    tiny = make_tiny(network="unet_att_d", epochs=2)
+    trainer = tiny.trainer()
+    whole = final_bits(trainer, train(trainer, tmp_path / "whole"))
+    trainer, answers = tiny.trainer(), threading.Event()
+
+    def unanswered(folder: Path, row: ChipRow, spec: ChipSpec) -> Any:
+        if trainer.step >= 5:
+            answers.wait(20)
+        return read_chip(folder, row, spec)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_chip", unanswered)
+        patch.setattr(loader, "Readers", partial(Readers, limit_seconds=1))
+        with pytest.raises(StorageError, match=r"reading chips/chip_\d+\.tif.* takes more than 1 sec") as caught:
+            train(trainer, tmp_path)
+    answers.set()
+    assert caught.value.exit_code == 4
+    assert str(caught.value).endswith("Stopped before step 8 of 8; ckpt-00000007.pt is kept")
+    trainer = resumed(tiny, tmp_path)
+    assert final_bits(trainer, train(trainer, tmp_path)) == whole
+
+
+def test_a_chip_that_cannot_be_read_for_the_validation_says_when(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(task: DiffusionTask) -> None:
+        raise DataError("chips/a.tif (catalog line 3): truncated")
+
+    trainer = tiny.trainer()
+    monkeypatch.setattr(trainer.validation, "judge", unread)
+    with pytest.raises(DataError, match=r"truncated\. Stopped in the validation after step 4 of 12; there is no check"):
+        train(trainer, tmp_path)
 
 
 def test_the_number_of_readers_changes_nothing(make_tiny: MakeTiny, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def load_batches(
 
     Raises:
         ChipError: A chip cannot be read, or its dtype is not that of the first chip; it names file and catalog line.
-        DataError: A read hangs.
+        StorageError: A read hangs.
     """
     batches = iter(order)
     first = next(batches, None)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import rasterio
 
 from earthprior.chips.problems import some
-from earthprior.errors import DataError
+from earthprior.errors import StorageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class Readers:
         """Wait for a task.
 
         Raises:
-            DataError: Nothing came within the limit; names what is being read.
+            StorageError: Nothing came within the limit; names what is being read.
         """
         try:
             return future.result(timeout=self._limit_seconds)
@@ -64,7 +64,7 @@ class Readers:
             if future.done():
                 raise
             hanging = some(sorted(self._running.values()))
-            raise DataError(
+            raise StorageError(
                 f"reading {hanging or 'a chip'} takes more than {self._limit_seconds:.0f} seconds. Check the disk or "
                 "network share that the data lies on, then run the same command again"
             ) from None
@@ -120,7 +120,7 @@ def ordered_map(
         ahead: How many items per thread may be under way, which bounds the memory.
 
     Raises:
-        DataError: A task hangs; any exception of a task is raised as it is.
+        StorageError: A task hangs; any exception of a task is raised as it is.
     """
     pending: deque[Future[Result]] = deque()
     with Readers(threads) as readers:

@@ -37,7 +37,8 @@ from earthprior.training.sharpness import ascended
 from earthprior.training.stop import StopRequest
 from earthprior.training.validate import Validation, evaluating
 
-PASSES, OPTIMIZER, VALIDATION = "forward and backward passes", "optimizer", "validation"
+READING, PASSES = "reading of its chips", "forward and backward passes"
+OPTIMIZER, VALIDATION = "optimizer", "validation"
 
 Log = Callable[[Mapping[str, float], int, int], None]
 """log(metrics, step, epoch); never fails and never waits."""
@@ -150,7 +151,7 @@ class Trainer:
 
         Raises:
             Interrupted: Asked to stop; the state is saved.
-            StorageError: Asked to stop, and the state could not be saved.
+            StorageError: Asked to stop, and the state could not be saved; or reading hangs.
             DataError: A chip can no longer be read; the state is saved.
             DivergedError: Loss or gradient became non-finite.
             DeviceMemoryError: There is too little memory; the state is saved where it is sound.
@@ -162,7 +163,7 @@ class Trainer:
                     self._one_step(raws, log, progress, validated, store)
                 except divergence.NonFinite as fault:
                     raise self._diverged(fault, store) from None
-                except DataError as error:
+                except (DataError, StorageError) as error:
                     raise self._unread(error, store) from error
                 except Exception as error:
                     if not memory.is_out_of_memory(error):
@@ -267,7 +268,7 @@ class Trainer:
     def _one_step(
         self, raws: Iterator[RawBatch], log: Log, progress: Progress, validated: Validated, store: CheckpointStore
     ) -> None:
-        self._doing = PASSES
+        self._doing = READING
         epoch = self.step // self.steps_per_epoch + 1
         shares = [
             make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
@@ -301,6 +302,7 @@ class Trainer:
         Raises:
             NonFinite: One of these two is.
         """
+        self._doing = PASSES
         self.task.train()
         network = unwrap(self.task.network)
         weights = share_weights(shares, self.world)
@@ -329,13 +331,21 @@ class Trainer:
         moment = divergence.Moment(self.step + 1, self.total_steps, epoch + 1, self.lr_schedule.lr, tuple(self._norms))
         return divergence.of_step(fault, moment, rows, self.params, self.device, store, self.world.is_first)
 
-    def _unread(self, error: DataError, store: CheckpointStore) -> DataError:
+    def _unread(self, error: DataError | StorageError, store: CheckpointStore) -> DataError | StorageError:
         """What a chip that failed cost: nothing where it was read for a step, which had not begun."""
-        return DataError(f"{error}. Stopped before step {self.step + 1:,} of {self.total_steps:,}; {self._kept(store)}")
+        kind = DataError if isinstance(error, DataError) else StorageError
+        at = (
+            f"in the validation after step {self.step:,}"
+            if self._doing == VALIDATION
+            else f"before step {self.step + 1:,}"
+        )
+        return kind(f"{error}. Stopped {at} of {self.total_steps:,}; {self._kept(store)}")
 
     def _kept(self, store: CheckpointStore) -> str:
         """Save the state where a step failed that has changed nothing yet; what there is to continue from."""
-        if self._doing == PASSES:
+        # Batch norm's statistics move with the passes.
+        moved = any(getattr(module, "track_running_stats", False) for module in self.task.network.modules())
+        if self._doing == READING or (self._doing == PASSES and not moved):
             self._save_as_it_was(store)
         return f"{last} is kept" if (last := store.newest()) else "there is no checkpoint yet"
 
@@ -349,10 +359,8 @@ class Trainer:
         )
 
     def _save_as_it_was(self, store: CheckpointStore) -> None:
-        """Save the state from before a step that failed on its way to the optimizer, if that is what it still is."""
-        # Those of batch norm move with the passes.
-        moved = any(getattr(module, "track_running_stats", False) for module in self.task.network.modules())
-        if self.world.is_first and self.step and not moved and store.steps()[-1:] != [self.step]:
+        """Save the state from before a step that failed, unless it is saved already."""
+        if self.world.is_first and self.step and store.steps()[-1:] != [self.step]:
             with suppress(StorageError, MemoryError, RuntimeError):
                 store.save(self.step, self.state())
 
