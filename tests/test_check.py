@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import http.server
 import os
 import shutil
 import signal
@@ -201,6 +202,65 @@ def test_interrupted(checked, tmp_path, monkeypatch, capsys):
     assert (found["severity"], found["line"]) == ("error", "3")
     assert not (tmp_path / "work/check/bad_chips.csv").exists()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("chip-reader")]
+
+
+@pytest.fixture
+def visitors():
+    """A server's address, and the requests that reach it."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    requests: list[str] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", requests
+        server.shutdown()
+        thread.join()
+
+
+def test_hostile_files_reach_no_server(checked, visitors, tmp_path):
+    address, requests = visitors
+    vrt = (
+        '<VRTDataset rasterXSize="32" rasterYSize="32"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0">/vsicurl/{address}/x.tif</SourceFilename></SimpleSource></VRTRasterBand>'
+        "</VRTDataset>"
+    )
+    wms = f'<GDAL_WMS><Service name="TMS"><ServerUrl>{address}/${{z}}</ServerUrl></Service></GDAL_WMS>'
+
+    def spoil(folder):
+        chips = folder / "chips"
+        (chips / "chip_000.tif").write_text(vrt)
+        (chips / "chip_001.tif").write_text(wms)
+        for suffix in (".ovr", ".msk", ".aux.xml"):
+            (chips / f"chip_002.tif{suffix}").write_text(vrt)
+        with (folder / "catalog.csv").open("a") as handle:
+            for path in (f"{address}/a.tif", f"/vsicurl/{address}/b.tif", f"vrt://{address}/c.tif", "GTIFF_DIR:1:d.tif",
+                         f"WMS:{address}", f"STACIT:{address}", f"chips//vsicurl/{address}/e.tif"):  # fmt: skip
+                handle.write(f"{path},train,g\n")
+
+    with pytest.raises(DataError):
+        checked(spoil)
+    found = [(row["line"], row["what"]) for row in problems_of(tmp_path) if row["severity"] == "error"]
+    assert [line for line, _ in found] == ["14", "15", "16", "17", "18", "19", "2", "3", "20"]
+    assert [what for _, what in found[6:]] == [
+        "is not a GeoTIFF: it is a VRT, which only points to other files",
+        "is not a GeoTIFF: it is the description of a web service",
+        "not found",
+    ]
+    assert requests == []
+    # The trap is a trap: GDAL, left to itself, walks into it.
+    with pytest.raises(rasterio.errors.RasterioError), rasterio.open(tmp_path / "data/chips/chip_000.tif") as source:
+        source.read()
+    assert requests
 
 
 def test_a_line_now_and_then(checked, monkeypatch, capsys):

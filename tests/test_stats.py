@@ -15,6 +15,7 @@ import rasterio
 import torch
 
 from earthprior import build
+from earthprior.chips.selection import select
 from earthprior.errors import DataError
 from earthprior.params import CLIP_PERCENTS
 from earthprior.stages import stats
@@ -189,7 +190,7 @@ def test_copies_within_a_split_and_overlaps_only_warn(stage, tmp_path, write_chi
     assert "2 warnings" in capfd.readouterr().err
 
 
-def test_skip_leaves_out_bad_chips_up_to_a_share(stage, tmp_path):
+def test_skip_leaves_out_bad_chips_up_to_a_share(stage, tmp_path, make_params):
     def spoil(folder):
         (folder / "chips/chip_000.tif").write_bytes(b"")
 
@@ -200,6 +201,9 @@ def test_skip_leaves_out_bad_chips_up_to_a_share(stage, tmp_path):
     assert found["chips"] == {"train": 7, "validate": 4, "test": 0, "skipped_lines": [2]}
     assert found["problems"] == {"errors": 0, "warnings": 1}
     assert problems_of(tmp_path)[0]["what"].startswith("skipped: ")
+    left = select(make_params(), tmp_path, found)
+    assert [row.images[0] for row in left.train][:2] == ["chips/chip_001.tif", "chips/chip_003.tif"]
+    assert (len(left.train), len(left.validate)) == (7, 4)
 
 
 def test_nothing_to_train_on(stage):

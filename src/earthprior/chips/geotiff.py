@@ -52,7 +52,7 @@ MAX_BLOCK_BYTES = 32 * 2**20
 
 # Chips without coordinates are legitimate, and the warning would name a memory file that no one knows.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-# Faults come back as exceptions with the file's name; rasterio's own log lines, warnings of libtiff among them, lack it.
+# Faults come back as exceptions with the file's name; rasterio's own log lines, libtiff's warnings among them, lack it.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 logging.getLogger("rasterio").propagate = False
 
