@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from earthprior.chips.georeference import TOLERANCE, Bounds, Ground
 from earthprior.errors import StorageError
 
-CACHE_KB = 16 * 1024
+CACHE_KB = 4 * 1024
 AT_ONCE = 1000
 """Rows handed to SQLite together."""
 
