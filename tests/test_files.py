@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import stat
 
 import pandas as pd
@@ -17,6 +19,26 @@ def test_text_and_bytes_come_back_and_folders_are_made(tmp_path):
     write_atomic(tmp_path / "a/b/data.bin", b"\x00\xff")
     assert (tmp_path / "a/b/text.txt").read_bytes() == "grün\n".encode()
     assert (tmp_path / "a/b/data.bin").read_bytes() == b"\x00\xff"
+
+
+@pytest.mark.parametrize("call", ["Path.write_bytes", "tempfile.mkstemp"])
+def test_a_disk_that_fails_is_told_with_the_file_that_was_wanted(tmp_path, monkeypatch, call):
+    def failing(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as a write does, which knows no name
+
+    monkeypatch.setattr(f"earthprior.files.{call}", failing)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_atomic(tmp_path / "stats.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "stats.json")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_in_the_way_is_named_and_not_the_temporary_file(tmp_path):
+    (tmp_path / "stats.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomic(tmp_path / "stats.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "stats.json")
+    assert names(tmp_path) == ["stats.json"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])

@@ -22,7 +22,11 @@ UNFINISHED: set[Path] = set()
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is synced and takes `path`'s place, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     os.close(descriptor)
     temporary = Path(name)
     UNFINISHED.add(temporary)
@@ -33,8 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # A write says that the disk is full, and not of what.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
     finally:
         UNFINISHED.discard(temporary)
