@@ -309,7 +309,7 @@ def test_a_run_that_begins_beside_an_unfinished_one_says_what_it_has_otherwise(
     said = note(stopped(third, 1))
     named = f"work/pretrain/{work_folder(root, other).name} (stopped at step 2) is another run: "
     assert f"{named}network unet_film -> unet_att_d, seed 0 -> 5, 13 keys that only one of both reads. It is" in said
-    assert said.endswith("(1 more unfinished runs lie beside it)")
+    assert said.endswith("(1 more unfinished run lies beside it)")
     said = stopped(params, 1)
     assert f"pretrain {first.name}: continuing at step 3" in said
     assert "note: " not in said

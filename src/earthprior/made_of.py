@@ -80,7 +80,8 @@ def other_run(folder: Path, root: Path) -> str | None:
         return None
     nearest = min(others, key=lambda other: (len(other.differs), -other.step))
     shown = str(nearest.folder.relative_to(root) if nearest.folder.is_relative_to(root) else nearest.folder)
-    more = f" ({len(others) - 1} more unfinished runs lie beside it)" if len(others) > 1 else ""
+    count = len(others) - 1
+    more = f" ({count} more unfinished {'run lies' if count == 1 else 'runs lie'} beside it)" if count else ""
     if owner := _owner(nearest.folder):
         return f"{shown} is another run, which {owner} is training: {_listed(nearest.differs)}{more}"
     return (
