@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +37,25 @@ def test_a_pretrained_task_is_rebuilt_from_its_own_folder(finished):
     xt, t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 800])
     with torch.no_grad():
         assert torch.equal(rebuilt.denoise(xt, t), task.denoise(xt, t))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"unet_film.channels": [16_384] * 6, "unet_film.blocks": 20}, r"unet_film with [\d,]+ weights needs about"),
+        (
+            {"network": "unet_att_d", "unet_att_d.filter_config": [16_384] * 6, "unet_att_d.block_num": [20] * 6},
+            r"unet_att_d with [\d,]+ weights needs about",
+        ),
+    ],
+)
+def test_a_network_that_no_machine_holds_is_refused_before_it_is_made(make_params, overrides, words):
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        ParamsError, match=words + r" [\d,.]+ GB of memory, and this machine has [\d,.]+ GB; lower it"
+    ):
+        build.network(make_params(overrides), 4, 4)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # KB
 
 
 @pytest.mark.parametrize("name", ["config.json", "linear.safetensors", "network.safetensors"])

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from earthprior import build, identity, pictures, tracking
+from earthprior import build, identity, memory, pictures, tracking
 from earthprior.diffusion.gain import RHOS
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import DataError, DivergedError, EarthPriorError, Interrupted, ParamsError, StorageError
@@ -190,6 +190,24 @@ def test_a_batch_larger_than_an_epoch_is_refused(project: MakeProject) -> None:
     root, params = project(batch_size=17)
     with pytest.raises(ParamsError, match="batch_size 17 is more than an epoch has: 8 train chips"):
         pretrain.run(params, root)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"batch_size": 500_000, "data__crops_per_chip": 100_000, "data__crop_px": None}, "batch_size 500,000"),
+        ({"data__crops_per_chip": 100_000}, "data.crops_per_chip 100,000"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_any_work(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], words: str
+) -> None:
+    # A machine of 10 MiB: what is asked for is never taken.
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=10 * 2**20))
+    root, params = project(**overrides)
+    with pytest.raises(ParamsError, match=f"{words} needs about .* this machine has 0.0 GB; lower it"):
+        pretrain.run(params, root)
+    assert not (root / "results/pretrain").exists()
 
 
 def test_batches_that_cannot_be_shared_out_are_refused(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:

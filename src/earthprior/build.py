@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from earthprior import handover
+from earthprior import handover, memory
 from earthprior.chips.normalize import Normalizer
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, shifted, with_zero_terminal_snr
@@ -91,9 +91,17 @@ def schedule(params: Params) -> NoiseSchedule:
 
 
 def network(params: Params, in_channels: int, out_channels: int) -> nn.Module:
-    """The network that params selects, its weights a function of `seed` alone."""
-    torch.manual_seed(seed_of(params.seed, "weights"))
+    """The network that params selects, its weights a function of `seed` alone.
+
+    Raises:
+        ParamsError: This machine cannot hold it.
+    """
     section = getattr(params, params.network)
+    with torch.device("meta"):
+        outline = NETWORKS[params.network](in_channels, out_channels, **section.model_dump())
+    count = sum(parameter.numel() for parameter in outline.parameters())
+    memory.require({f"{params.network} with {count:,} weights": 4 * count})
+    torch.manual_seed(seed_of(params.seed, "weights"))
     net = NETWORKS[params.network](in_channels, out_channels, **section.model_dump())
     net.activation_checkpointing = params.operation.activation_checkpointing
     return net

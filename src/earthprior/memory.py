@@ -6,16 +6,37 @@ No science is changed on the way: what a run computes is what params.yaml says, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import psutil
 import torch
 
-from earthprior.errors import DeviceMemoryError
+from earthprior.errors import DeviceMemoryError, ParamsError
 from earthprior.params import Params
 
 # What torch calls a RuntimeError.
 ALLOCATORS = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED")
+
+
+def require(parts: Mapping[str, int]) -> None:
+    """Refuse what this machine's whole memory could not hold, before it is filled.
+
+    Only what is hopeless: whether the rest fits shows when it is used.
+
+    Args:
+        parts: Bytes by what needs them, named with its key in params.yaml.
+
+    Raises:
+        ParamsError: Together they need more than the machine has; names the largest.
+    """
+    total, needed = psutil.virtual_memory().total, sum(parts.values())
+    if needed > total:
+        largest = max(parts, key=lambda name: parts[name])
+        raise ParamsError(
+            f"{largest} needs about {parts[largest] / 1e9:,.1f} GB of memory, and this machine has {total / 1e9:,.1f} "
+            "GB; lower it"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

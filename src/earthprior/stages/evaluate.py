@@ -99,6 +99,8 @@ def _evaluated(
     """All numbers and pictures of the report."""
     pretrained = root / "results/pretrain"
     task = task.to(device).eval()
+    samples_bytes = 4 * params.evaluate.samples * len(params.data.bands) * params.data.train_px**2
+    memory.require({f"evaluate.samples {params.evaluate.samples:,}": 4 * samples_bytes})
     selection = select(params, root, stats)
     judged = judged_chips(selection)
     normalizer = build.normalizer(params, stats)

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from earthprior import build, identity, made_of, outbox
+from earthprior import build, identity, made_of, memory, outbox
 from earthprior.chips.batch import Batch
 from earthprior.chips.loader import RawBatch, load_batches
 from earthprior.chips.normalize import Normalizer
@@ -155,6 +155,7 @@ class Session:
         self.home, self.hooks, self.device, self.place = home, hooks, device, place
         self.selection = select(run.params, home.root, run.stats)
         _check_batch_size(run.params, len(self.selection.train), place.size)
+        _check_memory(run.params, len(self.selection.train), place.size)
         self.normalizer = build.normalizer(run.params, run.stats)
         self.code = identity.code_hash()
         # Now, since files may be edited while a training is long.
@@ -361,6 +362,25 @@ def _check_batch_size(params: Params, chips: int, processes: int) -> None:
     fault = params.epoch_fault(chips)
     if fault:
         raise ParamsError(fault)
+
+
+def _check_memory(params: Params, chips: int, processes: int) -> None:
+    """Before any work.
+
+    Raises:
+        ParamsError: This machine cannot hold a batch, the linear denoiser or an epoch's order.
+    """
+    data, bands, px = params.data, len(params.data.bands), params.data.train_px
+    batch = -(-params.batch_size // processes)
+    memory.require(
+        {
+            # Three buffers of whole chips in the loader; the views of them, noise, and what the network is told.
+            f"batch_size {params.batch_size:,}": batch * bands * (3 * data.read_px**2 * 2 + 4 * px**2 * 4),
+            # Its matrices, complex and double while they are fitted, and as many again on the way.
+            f"data.crop_px {px:,} with {bands} data.bands": 3 * px * (px // 2 + 1) * bands**2 * 16,
+            f"data.crops_per_chip {data.crops_per_chip:,}": 16 * chips * data.crops_per_chip,
+        }
+    )
 
 
 def _level_tags(task: DiffusionTask) -> dict[str, str]:
