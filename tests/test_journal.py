@@ -86,6 +86,24 @@ def test_damage_inside_is_skipped_with_a_warning(
     assert "1 damaged" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]", "7", "null", '{"step": "x", "metrics": {}}', '{"step": 1.5}', '{"step": true}', '{"metrics": {"a": 1}}',
+        '{"step": 1, "metrics": []}', '{"step": 1, "metrics": null}', '{"step": 1, "metrics": {"a": "high"}}',
+        '{"step": 1, "metrics": {"a": [1]}}', '{"step": 1, "seconds": 1e999}', '{"step": 1, "time_ms": "now"}',
+        '{"step": 1, "metrics": {"a": 1' + "0" * 400 + "}}", '{"step": ' + "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_line_that_no_record_is_harms_no_other(journal: Journal, line: str) -> None:
+    journal.path.parent.mkdir()
+    journal.path.write_text(f'{line}\n{{"step":1,"metrics":{{"loss":0.5}}}}\n')
+    assert journal.read() == [{"step": 1, "metrics": {"loss": 0.5}}]
+    journal.append({"step": 2, "metrics": {"loss": math.nan}})
+    journal.truncate_after(1)
+    assert journal.read() == [{"step": 1, "metrics": {"loss": 0.5}}]
+
+
 def test_truncate_after_drops_later_steps(journal: Journal) -> None:
     for step in range(6):
         journal.append(record(step))

@@ -177,10 +177,14 @@ def _decoded(lines: Iterable[bytes], path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-            metrics = record.get("metrics")
-            if metrics is not None:
-                record["metrics"] = {name: _value(value) for name, value in metrics.items()}
-        except (ValueError, AttributeError, KeyError, TypeError):
+            if "metrics" in record:
+                record["metrics"] = {name: _value(value) for name, value in record["metrics"].items()}
+            numbers = [record.get("step", 0), record.get("time_ms", 0)]
+            if any(type(number) is not int for number in numbers) or ("metrics" in record) > ("step" in record):
+                raise ValueError("no whole number")
+            # What stands beside the metrics must go through JSON again.
+            json.dumps({name: value for name, value in record.items() if name != "metrics"}, allow_nan=False)
+        except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError):
             damaged += 1
         else:
             records.append(record)

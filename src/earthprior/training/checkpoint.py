@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import sys
@@ -222,11 +221,17 @@ class CheckpointStore:
         others = [f"{name} {setting.get(name)} (now {now[name]})" for name in now if setting.get(name) != now[name]]
         if others:
             _say(f"warning: {path.name} was written with {', '.join(others)}: the last digits of the results differ")
+        return self._opened(path)
+
+    def _opened(self, path: Path) -> dict[str, Any]:
+        """What a verified checkpoint holds, and no code from it run."""
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if self._path(state["step"]) != path:
                 raise _Unusable(f"holds the state of step {state['step']}")
-        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError):
+        except (_Unusable, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - a file of another kind makes torch raise whatever it likes
             # Not torch's own words: they advise to load it all the same.
             raise _Unusable("holds something else than tensors and plain values, and was not opened") from None
         return state
