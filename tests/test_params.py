@@ -307,6 +307,8 @@ def test_numbers_that_yaml_1_1_takes_for_octal_or_minutes(write):
         ("lr: [1, 2\n", "not valid YAML"),
         ("lr: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("lr: *nowhere", "undefined alias"),
+        ("[[[[1]]]]: x", "unhashable type"),
+        ("? {a: [1]}\n: x", "unhashable"),
         ("a: 1\n---\nb: 2\n", "single document"),
         ("a: 2024-13-45", "month must be in"),
         ("a: !!int x", "not valid YAML"),

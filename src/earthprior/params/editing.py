@@ -14,6 +14,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from earthprior.errors import ParamsError
 from earthprior.files import write_atomic
+from earthprior.params.plain import key_shown, shown, strange_in
+from earthprior.params.plain import plain as plain_tree
 from earthprior.params.reading import parse, read_mapping
 
 LONGEST_SHOWN = 300
@@ -53,6 +55,10 @@ def overlay_text(before: str, values: Mapping[str, Any], source: str) -> tuple[s
     Raises:
         ParamsError: The result is not valid.
     """
+    strange = {key: found for key, value in values.items() if (found := strange_in(plain_tree(value)))}
+    if strange:
+        faults = [f"  {key_shown(key)}: {found!r} is not allowed" for key, found in strange.items()]
+        raise ParamsError("\n".join([f"{source} has {len(faults)} fault{'s' * (len(faults) > 1)}:", *faults]))
     yaml = _yaml()
     document: CommentedMap = yaml.load(before)
     changes = [change for key, value in values.items() if (change := _set(document, key, value))]
@@ -83,7 +89,7 @@ def plain(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {plain(item)}' for key, item in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else shown(value) if isinstance(value, int) else str(value)
 
 
 def override(key: str, value: Any) -> str:

@@ -89,6 +89,13 @@ def plain(value: Any, depth: int = 0) -> Any:
     return Strange(next((what for kind, what in kinds.items() if isinstance(value, kind)), "what is no plain value"))
 
 
+def strange_in(value: Any) -> Strange | None:
+    """The first of what `plain` found no plain value in."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    found = (strange_in(part) for part in inner)
+    return value if isinstance(value, Strange) else next((part for part in found if part), None)
+
+
 def _text(value: str) -> str | Strange:
     if len(value) > LONGEST_TEXT:
         return Strange(f"text of {len(value):,} characters")

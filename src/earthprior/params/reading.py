@@ -41,7 +41,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         # Before it is loaded: loading obeys merge keys, whose copies may fill any memory.
         fault = tree_fault(_yaml().compose(text))
         content = None if fault else _yaml().load(text)
-    except (YAMLError, ValueError, LookupError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if fault:
         raise ParamsError(f"{path.name} {fault}; write its values out")
