@@ -100,6 +100,7 @@ def test_metrics_are_numbers(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.json") == {}
     write_json(tmp_path / "metrics.json", {"gain_db": {"mean": 0.5}, "judged_chips": 4})
     assert read_metrics(tmp_path / "metrics.json") == {"gain_db/mean": 0.5, "judged_chips": 4.0}
-    write_json(tmp_path / "metrics.json", {"gain_db": {"mean": "high"}})
-    with pytest.raises(EarthPriorError, match="something else than numbers"):
-        read_metrics(tmp_path / "metrics.json")
+    for value in ('"high"', "[]", "1" + "0" * 400):
+        (tmp_path / "metrics.json").write_text(f'{{"gain_db": {{"mean": {value}}}}}')
+        with pytest.raises(EarthPriorError, match="something else than numbers"):
+            read_metrics(tmp_path / "metrics.json")

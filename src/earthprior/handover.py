@@ -134,7 +134,7 @@ def read_metrics(path: Path) -> dict[str, float]:
     tree = _read(path, None, "evaluate")
     try:
         return dict(flat(tree))
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, OverflowError):
         raise _fault(path, "it holds something else than numbers", "evaluate") from None
 
 
