@@ -51,9 +51,7 @@ def test_a_pretrained_task_is_rebuilt_from_its_own_folder(finished):
 )
 def test_a_network_that_no_machine_holds_is_refused_before_it_is_made(make_params, overrides, words):
     began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(
-        ParamsError, match=words + r" [\d,.]+ GB of memory, and this machine has [\d,.]+ GB; lower it"
-    ):
+    with pytest.raises(ParamsError, match=words + r" [\d,.]+ GB of memory, and this machine has [\d,.]+ GB; lower it"):
         build.network(make_params(overrides), 4, 4)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # KB
 
