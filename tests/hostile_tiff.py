@@ -128,7 +128,7 @@ def read_tiff(folder: Path, content: bytes) -> None:
         lambda: inspect_chip(folder / "data", row, spec),
         lambda: read_chip(folder / "data", row, spec),
         lambda: read_label(folder / "data", row, "label", spec),
-        lambda: chip_header(folder / "data/hostile.tif", "hostile.tif"),
+        lambda: chip_header(folder / "data", "hostile.tif"),
     ):
         try:
             read()

@@ -168,7 +168,7 @@ def test_gdal_would_go_there_but_is_not_let(tmp_path: Path, name: str, text: str
             with pytest.raises(ChipError, match="is not a GeoTIFF"):
                 inspect_chip(tmp_path, row, spec)
             with pytest.raises(ChipError, match="is not a GeoTIFF"):
-                chip_header(tmp_path / tif, tif)
+                chip_header(tmp_path, tif)
         else:
             found = inspect_chip(tmp_path, row, spec)
             assert found.pixels.shape == (4, 16, 16)

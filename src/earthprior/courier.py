@@ -194,4 +194,4 @@ def points(records: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
     for record in records:
         for name, value in (record.get("metrics") or {}).items():
             if math.isfinite(value) and "time_ms" in record and "step" in record:
-                yield Point(metric_name(name), value, int(record["time_ms"]), int(record["step"]))
+                yield Point(metric_name(name), value, int(record.get("time_ms", 0)), int(record["step"]))

@@ -174,7 +174,7 @@ class Outbox:
 
     def last_time_ms(self) -> int | None:
         """When the last point was recorded."""
-        return max((int(record["time_ms"]) for record in self.journal.read()), default=None)
+        return max((int(record.get("time_ms", 0)) for record in self.journal.read()), default=None)
 
     @property
     def waits(self) -> bool:
