@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from earthprior import cli
@@ -55,7 +56,13 @@ MENDED, STOPPED = "then continue with: earthprior stats", "continue with: earthp
     [
         (DataError("chips/a.tif (catalog line 3): truncated"), 2, "chips/a.tif (catalog line 3): truncated", MENDED),
         (ParamsError("lr: -1 is not allowed"), 2, "lr: -1 is not allowed", MENDED),
-        (MemoryError(), 2, "out of memory; close other programs", MENDED),
+        (MemoryError(), 2, "out of memory. End other programs that use it, lower operation.readers", MENDED),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation"),
+            2,
+            "out of memory (CUDA out of memory. Tried to allocate 2 GiB.). End other programs",
+            MENDED,
+        ),
         (DivergedError("training diverged at step 7"), 3, "training diverged at step 7", MENDED),
         (StorageError("checkpoint of step 9 not written"), 4, "checkpoint of step 9 not written", STOPPED),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "No space left on device; free some space", STOPPED),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from earthprior.errors import EarthPriorError, Interrupted, StorageError, mended_by
+from earthprior.errors import DeviceMemoryError, EarthPriorError, Interrupted, StorageError, mended_by
 
 OWN_FAULT, NOBODY_READS = 1, 128 + signal.SIGPIPE
 
@@ -56,13 +56,24 @@ def as_fault(error: BaseException, signal_number: int | None) -> EarthPriorError
     if isinstance(error, KeyboardInterrupt):
         number = signal_number or signal.SIGINT
         return Interrupted(f"stopped by {signal.Signals(number).name}", number)
-    if isinstance(error, MemoryError):
-        return EarthPriorError(
-            f"out of memory{f' ({error})' * bool(str(error))}; close other programs, or lower operation.readers"
+    if _is_out_of_memory(error):
+        told = "".join(f" ({line})" for line in str(error).splitlines()[:1])
+        return DeviceMemoryError(
+            f"out of memory{told}. End other programs that use it, lower operation.readers, or set operation.device to "
+            "cpu"
         )
     if isinstance(error, OSError):
         return _storage_fault(error)
     return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    # Which is imported already: it takes seconds, and most verbs do without.
+    from earthprior import memory
+
+    return memory.is_out_of_memory(error)
 
 
 def _storage_fault(error: OSError) -> StorageError | None:
