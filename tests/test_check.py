@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import http.server
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ import pytest
 import rasterio
 
 from earthprior.chips import survey, verdict
+from earthprior.chips.catalog import ChipRow
+from earthprior.chips.finding import Finding
 from earthprior.chips.problems import Problem, Tally
 from earthprior.errors import DataError
 from earthprior.stages import stats
@@ -57,7 +62,7 @@ def add_column(folder: Path, name: str, cell) -> None:
 
 def test_sound_chips(checked, tmp_path, capsys):
     assert checked(labels=True) == []
-    assert "12 chips read in 0 s; nothing to complain of" in capsys.readouterr().err
+    assert re.search(r"check: 12 chips read in \d+ s; nothing to complain of\n$", capsys.readouterr().err)
     assert not (tmp_path / "results").exists()
     assert [path.name for path in (tmp_path / "work/check").iterdir()] == ["bad_chips.csv"]
 
@@ -287,6 +292,28 @@ def test_a_catalog_that_changes_meanwhile(checked, tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "inspect_row", changing)
     with pytest.raises(DataError, match=r"catalog\.csv changed while its chips were read"):
         checked()
+
+
+def test_nothing_is_kept_of_the_rows_before(checked, monkeypatch):
+    inspect, alive = survey.inspect_row, {}
+
+    def spoil(folder):
+        with (folder / "catalog.csv").open("a") as handle:
+            handle.writelines(f"chips/gone_{row}.tif,train,g{row}\n" for row in range(1500))
+
+    def counting(folder, row, *rest):
+        if row.line == 1500:
+            found = Counter(type(one) for one in gc.get_objects())
+            alive.update({kind: found[kind] for kind in (ChipRow, Problem, Finding)})
+        return inspect(folder, row, *rest)
+
+    monkeypatch.setattr(survey, "inspect_row", counting)
+    with pytest.raises(DataError, match="1,500 of 1,512 chips: not found"):
+        checked(spoil)
+    # What the readers have in hand, and the first few problems for the screen.
+    assert alive[ChipRow] < 40
+    assert alive[Problem] < 40
+    assert alive[Finding] < 10
 
 
 def test_memory_does_not_grow_with_problems_or_kinds():

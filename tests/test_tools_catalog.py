@@ -13,7 +13,8 @@ import pytest
 from earthprior.chips.catalog import load_catalog
 from earthprior.chips.georeference import overlaps_between
 from earthprior.errors import DataError
-from earthprior.tools import catalog
+from earthprior.files import sha256_file
+from earthprior.tools import catalog, check
 
 PIXELS = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(4, 8, 8)
 
@@ -49,6 +50,17 @@ def test_groups_stay_together(scattered):
     assert abs(counts["test"] - 8) <= 4
     assert rows[0]["crs"] == "EPSG:32614"
     assert (float(rows[0]["x"]), float(rows[0]["y"])) == (500_020.0, 4_999_980.0)
+
+
+def test_the_hashes_it_writes_find_a_chip_that_changed(tmp_path, make_chips, make_params):
+    folder = make_chips(tmp_path / "data")
+    rows = table_of(catalog.run(folder, force=True))
+    assert all(row["sha256"] == sha256_file(folder / row["image"]) for row in rows)
+    check.run(make_params(), tmp_path)
+    changed = rows[5]["image"]
+    (folder / changed).write_bytes((folder / changed).read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=rf"{changed} \(catalog line 7\): is not the file that the catalog was written"):
+        check.run(make_params(), tmp_path)
 
 
 def test_same_seed_same_catalog(scattered, tmp_path):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from earthprior.chips.band_order import BandOrder
-from earthprior.chips.catalog import USAGES, CatalogFile, ChipRow, empty_splits, repeated
+from earthprior.chips.catalog import USAGES, CatalogFile, ChipRow
+from earthprior.chips.census import Census, check_rows
 from earthprior.chips.finding import Finding, inspect_row, odd_chip
 from earthprior.chips.ledger import Ledger
 from earthprior.chips.problem_log import ProblemLog
@@ -24,9 +25,6 @@ from earthprior.chips.statistics import BandStatistics
 from earthprior.errors import DataError
 from earthprior.files import sha256_file
 from earthprior.params import DataParams
-
-STAT_AT_ONCE = 256
-"""Rows whose files are looked for by one task."""
 
 LONGEST_NAME = 100
 """Of a CRS, which a file may call as it likes."""
@@ -93,23 +91,6 @@ class Survey:
         self._digest.update(found.digest)
 
 
-@dataclass(frozen=True)
-class Census:
-    """What the catalog promises, before any chip is read.
-
-    Attributes:
-        rows: Per split.
-        missing: Rows whose files are not all there.
-        first_missing: Lines of the first ones.
-        size_bytes: Of the files.
-    """
-
-    rows: Counter[str]
-    missing: int
-    first_missing: tuple[int, ...]
-    size_bytes: int
-
-
 Progress = Callable[[Iterable[Any], Census], Iterable[Any]]
 
 
@@ -151,7 +132,7 @@ def survey(
 
     order = BandOrder(len(spec.bands))
     with Ledger() as ledger:
-        census = _check_rows(catalog, ledger, log, readers)
+        census = check_rows(catalog, ledger, log, readers)
         found.rows = census.rows
         for outcome in progress(_inspect_all(catalog, inspect, readers), census):
             problem = outcome if isinstance(outcome, Problem) else None
@@ -177,57 +158,6 @@ def crs_name(crs: str | None) -> str:
     if crs is None:
         return "none"
     return (crs.split('"')[1] if '"' in crs else crs)[:LONGEST_NAME]
-
-
-def _check_rows(catalog: CatalogFile, ledger: Ledger, log: ProblemLog, readers: int) -> Census:
-    """Everything that can be told before a chip is read."""
-    rows: Counter[str] = Counter()
-
-    def sound() -> Iterator[ChipRow]:
-        for row, problems in catalog.rows():
-            log.extend(problems)
-            if row:
-                rows[row.usage] += 1
-                ledger.add_row(row.line, USAGES.index(row.usage), row.images)
-                yield row
-
-    missing, size_bytes = 0, 0
-    lines: list[int] = []
-    batches = _batches(sound(), STAT_AT_ONCE)
-    looked = ordered_map(lambda batch: _sizes(catalog.dir, batch), batches, lambda batch: batch[0].images[0], readers)
-    for gone, total in looked:
-        missing += len(gone)
-        lines += gone[: max(0, 3 - len(lines))]
-        size_bytes += total
-    log.extend(repeated(ledger))
-    if rows or not log.tally.errors:
-        log.extend(empty_splits(catalog.path.name, rows))
-    return Census(rows, missing, tuple(lines), size_bytes)
-
-
-def _batches(rows: Iterable[ChipRow], length: int) -> Iterator[list[ChipRow]]:
-    batch: list[ChipRow] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == length:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _sizes(folder: Path, rows: Iterable[ChipRow]) -> tuple[list[int], int]:
-    """Lines of the rows with files that are not there, and the bytes of the others."""
-    gone, total = [], 0
-    for row in rows:
-        try:
-            total += sum((folder / image).stat().st_size for image in row.images)
-        except (FileNotFoundError, NotADirectoryError):
-            gone.append(row.line)
-        except OSError:
-            # Whatever else is wrong with it will be told when it is read.
-            continue
-    return gone, total
 
 
 def _inspect_all(

@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from earthprior.chips.census import Census
 from earthprior.chips.content import NOT_FOUND
 from earthprior.chips.problem_log import ProblemLog
 from earthprior.chips.problems import Problem, some
-from earthprior.chips.survey import Census, Survey
+from earthprior.chips.survey import Survey
 from earthprior.errors import DataError
 from earthprior.params import DataParams
 
