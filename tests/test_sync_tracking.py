@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -17,10 +20,14 @@ from matplotlib.image import imsave
 from earthprior import cli, mlflow_find, outbox
 from earthprior.courier import Delivery
 from earthprior.errors import EarthPriorError, Interrupted
+from earthprior.files import read_json, write_json
 from earthprior.identity import process_tags
 from earthprior.journal import Journal
 from earthprior.mlflow_run import MlflowRun
 from earthprior.outbox import Outbox, RunRecord
+from earthprior.params import Params, load
+from earthprior.stages import evaluate as evaluate_stage
+from earthprior.stages import pretrain
 from earthprior.tools import sync_tracking
 from earthprior.tracking import RunRef, Tracker
 from earthprior.tracking_store import Store, locate
@@ -503,3 +510,51 @@ def test_without_mlflow_everything_is_kept(root: Path, monkeypatch: pytest.Monke
             sync_tracking.run(root)
     sync(root)
     check_whole(root, runs(root)[0])
+
+
+def test_a_killed_training_goes_on_with_other_readers_in_one_run(
+    make_project: Callable[..., tuple[Path, Params]], prepared_database: Path
+) -> None:
+    root, params = make_project(epochs=12)
+    shutil.copy(prepared_database, root / "mlflow.db")
+    command = [sys.executable, "-m", "earthprior", "pretrain"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 50
+    while len(list(root.glob("work/pretrain/*/ckpt-*.json"))) < 2:
+        assert killed.poll() is None, killed.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate()
+    assert [run.info.status for run in runs(root)] in ([], ["RUNNING"])
+    content = read_json(root / "params.yaml")
+    content["operation"]["readers"] = params.operation.readers + 2
+    write_json(root / "params.yaml", content)
+    pretrain.run(load(root / "params.yaml"), root)
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED"
+    assert not [name for name in run.data.tags if name.startswith("changed.")]
+    steps = [step for step, _ in history(root, run.info.run_id, "train/loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == max(steps)
+    assert len(history(root, run.info.run_id, "val/gain_db/mean")) == 12
+
+
+def test_no_secret_of_an_address_is_kept_or_shown(
+    make_project: Callable[..., tuple[Path, Params]], monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    root, params = make_project()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9/x?token=hunter3")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter4")
+    pretrain.run(params, root)
+    evaluate_stage.run(params, root)
+    with pytest.raises(EarthPriorError) as caught:
+        sync_tracking.run(root)
+    out, err = capfd.readouterr()
+    files = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert {path.name for path in files} >= {"run.json", "mlflow_run.json", "metrics.jsonl", "report.html"}
+    for text in (out, err, caplog.text, str(caught.value), *map(str, files)):
+        assert "hunter" not in text
+    assert [path for path, content in files.items() if b"hunter" in content] == []

@@ -31,6 +31,7 @@ from earthprior.training.distributed import World, only_writer
 from earthprior.training.loop import Trainer
 from earthprior.tuning import jobs, worker
 from earthprior.tuning.study import Place, load_study
+from earthprior.undelivered import waiting
 
 SPACE = {"lr": {"low": 0.001, "high": 0.02, "log": True}, "loss_fn": {"choices": ["mse", "hybrid_light"]},
   "loss_weights.alpha": {"low": 0.5, "high": 1.0}}  # fmt: skip
@@ -248,6 +249,34 @@ def test_what_diverges_or_does_not_fit_has_its_reason_and_the_study_goes_on(
     assert sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials) == 3
 
 
+@pytest.mark.parametrize("error", [DivergedError("diverged at step 3"), torch.OutOfMemoryError("too large")])
+def test_a_trial_that_breaks_off_is_told_of_and_the_study_goes_on(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    root, params = project(tune__trials=2, lr=0.01)
+    update = Trainer._update
+
+    def breaks(self: Trainer, *arguments: Any) -> Any:
+        if self.params.lr == 0.01 and self.step == 3:
+            raise error
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_update", breaks)
+    study = search(params, root)
+    assert "COMPLETE" in states(study)
+    assert "RUNNING" not in states(study)
+    broken = [trial for trial in study.trials if trial.params["lr"] == 0.01]
+    assert broken
+    for trial in broken:
+        assert trial.state == (TrialState.PRUNED if isinstance(error, DivergedError) else TrialState.FAIL)
+        assert not (root / f"work/tune/mine/trial-{trial.number:03d}").exists()
+        (box,) = [box for box, record in waiting(root) if record.tags.get("optuna.trial") == str(trial.number)]
+        end = box.ending()
+        assert end is not None
+        assert end[0] == "FAILED"
+        assert [record["step"] for record in box.journal.read()], "its points are kept"
+
+
 def test_another_number_of_jobs_goes_on_with_the_same_bits(
     project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +390,12 @@ def test_trials_that_others_outdo_are_pruned(project: MakeProject) -> None:
     assert pruned
     assert all("pruned after epoch" in trial.user_attrs["reason"] for trial in pruned)
     assert not list((root / "work/tune/mine").glob("trial-*/state/ckpt-*"))
+    # there is no MLflow here: what it has yet to hear of pruned trials is kept as that of finished ones is
+    ended = {int(record.tags["optuna.trial"]): box.ending() for box, record in waiting(root) if record.parent}
+    trained = {trial.number: trial.state.name for trial in study.trials if "same_as" not in trial.user_attrs}
+    assert {number: end and end[0] for number, end in ended.items()} == {
+        number: {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[state] for number, state in trained.items()
+    }
     # equal settings give equal bits, so they are not trained twice
     twins = [trial for trial in study.trials if "same_as" in trial.user_attrs]
     assert all(trial.values == study.trials[trial.user_attrs["same_as"]].values for trial in twins)

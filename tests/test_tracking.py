@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -15,10 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from earthprior import mirror, mlflow_find, mlflow_run, tracking, tracking_store, tracking_view
+from earthprior import mirror, mlflow_find, mlflow_read, mlflow_run, tracking, tracking_store, tracking_view
 from earthprior.errors import Interrupted
 from earthprior.files import write_json
 from earthprior.journal import Journal
@@ -687,6 +691,40 @@ def test_run_reference_round_trip(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_same_param(first: str, second: str, same: bool) -> None:
     assert mlflow_run.same_param(first, second) is same
+
+
+class Evil:
+    """Runs a command where somebody unpickles it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickled_model_of_a_run_is_never_loaded(root: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    model = tmp_path / "model"
+    model.mkdir()
+    evil = pickle.dumps(Evil(marker))
+    (model / "MLmodel").write_text("flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n")
+    (model / "model.pkl").write_bytes(evil)
+    (tmp_path / "network.safetensors").write_bytes(evil)
+    with open_plain(root) as tracker:
+        tracker.log_artifact(model)
+        tracker.log_artifact(tmp_path / "network.safetensors", "weights")
+    assert tracker.ref.run_id
+    into = tmp_path / "into"
+    into.mkdir()
+    assert mlflow_read.read(locate(root), tracker.ref.run_id, into) is not None
+    assert [path.name for path in into.iterdir()] == ["network.safetensors"], "nothing of the model"
+    with pytest.raises(SafetensorError):
+        load_file(into / "network.safetensors")
+    assert not marker.exists()
+    # nor is there anything that could
+    for path in Path(mlflow_read.__file__).parent.rglob("*.py"):
+        assert not re.search(r"load_model|pyfunc|mlflow\.(pytorch|sklearn)|log_model", path.read_text()), path
 
 
 def test_an_empty_run_is_explained_and_no_other(root: Path) -> None:

@@ -235,6 +235,9 @@ def test_a_slow_server_is_not_waited_for(server: Server, tmp_path: Path, monkeyp
         tracker.log_artifact(tmp_path / "params.yaml")
         assert tracker.close()
     check_whole(server.uri, "slow")
+    # of the address that it was reached by, the server keeps no password
+    for path in server.folder.rglob("*"):
+        assert not (path.is_file() and b"hunter2" in path.read_bytes()), path
 
 
 @pytest.mark.parametrize("status", [401, 413, 500])

@@ -238,6 +238,32 @@ def test_a_database_finds_its_stale_trials_by_heartbeat(tmp_path: Path, tune: Tu
     assert second.user_attrs["continues"] == 0
 
 
+FIRST = """
+import sys
+sys.path[:] = {path!r}
+from pathlib import Path
+from earthprior.params import TuneParams
+from earthprior.tuning.study import Place, open_study
+root, tune = Path({root!r}), TuneParams.model_validate_json({tune!r})
+for storage in (None, "sqlite:///studies.db"):
+    place = Place.of(root, tune.model_copy(update=dict(storage=storage)), "s")
+    study = open_study(place, tune, dict(seed=0), 3)
+    study.optimize(lambda trial: trial.suggest_float("lr", 1e-4, 1e-1, log=True), n_trials=2)
+"""
+
+
+def test_four_processes_may_use_new_storages_at_once(tmp_path: Path, tune: TuneParams) -> None:
+    script = FIRST.format(path=sys.path, root=str(tmp_path), tune=tune.model_dump_json())
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    for storage in (None, "sqlite:///studies.db"):
+        study = load_study(Place.of(tmp_path, tune.model_copy(update={"storage": storage}), "s"))
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 8
+
+
 def test_what_was_reached_is_told_with_its_unit(place: Place, tune: TuneParams) -> None:
     study = open_study(place, tune.model_copy(update={"metric": "both", "pruner": "none"}), COMMON, 3)
     assert best_trials(study) == []
