@@ -28,6 +28,8 @@ from earthprior.tools import synth
 from kills import Bench, Course, Hit, Kill, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# Beside the training, in all targets.
+STAGES, WHOLE = ("stats", "evaluate"), ("repro", "exp run")
 # By target: its moments, and the commands that take turns.
 TARGETS = {
     "trainer": (("step", "save", "judge", "any", "results"), ("pretrain", "repro pretrain")),
@@ -69,13 +71,19 @@ def chips(folder: Path, n: int, size: int, labels: bool) -> None:
 
 def plan(count: int, seed: int) -> list[Kill]:
     """Every signal, target and moment in turn, each time by the next of the target's commands."""
-    rows = [(number, target, moment) for target in TARGETS for moment in TARGETS[target][0] for number in SIGNALS]
+    rows = [
+        (number, target, moment)
+        for target in TARGETS
+        for moment in (*TARGETS[target][0], *STAGES)
+        for number in SIGNALS
+    ]
     random.Random(seed).shuffle(rows)
     commands = {target: itertools.cycle(commands) for target, (_, commands) in TARGETS.items()}
-    kills = []
-    for number, target, moment in itertools.islice(itertools.cycle(rows), count):
-        kills.append(Kill(next(commands[target]), number, target, moment))
-    return kills
+    whole = itertools.cycle(WHOLE)
+    return [
+        Kill(next(whole if moment in STAGES else commands[target]), number, target, moment)
+        for number, target, moment in itertools.islice(itertools.cycle(rows), count)
+    ]
 
 
 def soak(bench: Bench, kills: Sequence[Kill], seed: int, jobs: int) -> Iterator[Course]:
@@ -101,11 +109,11 @@ def soak(bench: Bench, kills: Sequence[Kill], seed: int, jobs: int) -> Iterator[
 
 def runs(kills: Sequence[Kill]) -> Iterator[list[Kill]]:
     """The kills by command, a few to a run; those come last that hit its end, or that dvc shrugs off."""
-    late = ("any", "results", "commit")
+    late = ("results", "commit", "evaluate")
 
     def place(kill: Kill) -> int:
         shrugged_off = (kill.target, kill.signal) == ("dvc", signal.SIGINT)
-        return 10 * shrugged_off + (late.index(kill.moment) + 1 if kill.moment in late else 0)
+        return 10 * shrugged_off + (late.index(kill.moment) + 1 if kill.moment in late else -(kill.moment == "stats"))
 
     for command in dict.fromkeys(kill.command for kill in kills):
         chosen = [kill for kill in kills if kill.command == command]

@@ -37,7 +37,8 @@ DIALS = {"epochs": 6, "operation.log_every_steps": 1}
 
 # Which point of which repetition: (repetitions to choose from, points in one).
 POINTS = {"step": (10, 1), "save": (8, 16), "judge": (5, 2), "results": (1, 44)}
-OUTSIDE = ("any", "commit")
+# Sent from outside; within which share of the whole command's time.
+OUTSIDE = {"any": 1.0, "stats": 0.05, "evaluate": 0.3, "commit": 0.02}
 SECONDS = 240.0
 HELD = "is training this very run"
 
@@ -50,8 +51,9 @@ class Kill:
         command: Of COMMANDS.
         signal: What is sent.
         target: group (all processes, as Ctrl-C or a dying machine), dvc, or trainer.
-        moment: any (time since the start), step (after a step), save (inside a checkpoint's write), judge (inside a
-            validation), results (inside the writing of results and after), commit (trained, and dvc not yet done).
+        moment: any (time since the start), stats and evaluate (time since that stage's start), step (after a step),
+            save (inside a checkpoint's write), judge (inside a validation), results (inside the writing of results and
+            after), commit (trained, and dvc not yet done).
     """
 
     command: str
@@ -242,14 +244,12 @@ class Patient:
         self, kill: Kill, process: subprocess.Popen[bytes], before: int, chance: random.Random, seconds: float
     ) -> float | None:
         """Send the signal from outside; None where the command was done before."""
-        if kill.moment == "commit":
-            while process.poll() is None and not self._trained(before):
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0.0, 0.6))
-        else:
-            until = time.monotonic() + chance.uniform(0.0, seconds)
-            while process.poll() is None and time.monotonic() < until:
-                time.sleep(0.005)
+        first = {"commit": ("exit", "pretrain")}.get(kill.moment, ("start", kill.moment))
+        while process.poll() is None and kill.moment != "any" and not self._noted(before, first):
+            time.sleep(0.005)
+        until = time.monotonic() + chance.uniform(0.0, OUTSIDE[kill.moment] * seconds)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
         while process.poll() is None:
             with suppress(ProcessLookupError):
                 if kill.target == "group":
@@ -275,8 +275,8 @@ class Patient:
         finally:
             trainer.resume()
 
-    def _trained(self, before: int) -> bool:
-        return any((note["what"], note["stage"]) == ("exit", "pretrain") for note in self.notes()[before:])
+    def _noted(self, before: int, wanted: tuple[str, str]) -> bool:
+        return any((note["what"], note["stage"]) == wanted for note in self.notes()[before:])
 
     def _alive(self, before: int) -> int | None:
         """The stage that runs now."""
@@ -378,8 +378,7 @@ def treat(
         starts += 1
         assert starts < len(kills) + 5, "it does not come to an end"
         kill = waiting.pop(0) if waiting else None
-        share = 1.0 if not course.hits else 0.7
-        tried = patient.attempt(COMMANDS[command], kill, chance, share * seconds, None if kill else beside)
+        tried = patient.attempt(COMMANDS[command], kill, chance, seconds, None if kill else beside)
         course.faults += _resumed(steps, patient, course, tried)
         done = tried.code == 0
         if tried.sent is not None and kill is not None:
@@ -420,6 +419,10 @@ def _obeyed(patient: Patient, kill: Kill, tried: Try) -> list[str]:
     """Whether a trainer that was asked in its loop saved and said so, and one without dvc left within two steps."""
     begin, trained, end = (tried.last(what) for what in ("begin", "trained", "exit"))
     assert tried.sent is not None
+    orderly = (0, 130, 143)
+    left = [note for note in tried.notes if note["what"] == "exit" and note["code"] not in orderly]
+    if left:
+        return [f"{left[0]['stage']} left with {left[0]['code']} after {kill}: {tried.said[-1000:]}"]
     if begin is None or begin["time"] > tried.sent or (trained and trained["time"] < tried.sent):
         return []
     hears = kill.target != "dvc" or kill.signal != signal.SIGINT

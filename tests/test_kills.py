@@ -63,7 +63,7 @@ def test_the_soak_plans_every_kill_and_gives_its_table(capsys: pytest.CaptureFix
     planned = soak_kills.plan(100, seed=0)
     assert len(planned) == 100
     rows = {kill.row for kill in planned}
-    assert len(rows) == 3 * (5 + 6 + 6)
+    assert len(rows) == 3 * (7 + 8 + 8)
     assert {kill.command for kill in planned} == {"pretrain", "repro pretrain", "repro", "exp run"}
     again = [kill for run in soak_kills.runs(planned) for kill in run]
     assert sorted(map(str, again)) == sorted(map(str, planned))
