@@ -188,6 +188,7 @@ def test_another_folder_and_catalog(tmp_path, make_chips, make_params):
     assert problems_of(tmp_path, "found.csv") == []
     with pytest.raises(DataError, match=r"catalog\.csv not found in chips of others/"):
         check.run(make_params(), tmp_path, folder)
+    assert not (tmp_path / "work/check/bad_chips.csv.partial").exists()
 
 
 def test_interrupted(checked, tmp_path, monkeypatch, capsys):

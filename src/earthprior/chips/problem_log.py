@@ -44,6 +44,8 @@ class ProblemLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._handle.close()
+        if not self.tally.errors + self.tally.warnings:
+            self.partial_path.unlink(missing_ok=True)
 
     def add(self, problem: Problem) -> None:
         """Write one down."""

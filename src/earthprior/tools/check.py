@@ -49,7 +49,8 @@ def run(
             found = survey(data, root, readers, log, progress, params.evaluate.label_column, statistics=False)
         except KeyboardInterrupt:
             so_far = f"{counted(log.tally.errors, 'error')} and {counted(log.tally.warnings, 'warning')}"
-            print(f"check: {so_far} found so far are in {_shown(log.partial_path, root)}", file=sys.stderr)
+            where = f" are in {_shown(log.partial_path, root)}" if log.tally.errors + log.tally.warnings else ""
+            print(f"check: {so_far} found so far{where}", file=sys.stderr)
             raise
         fault = params.epoch_fault(found.chips["train"]) if found.chips["train"] else None
         if fault:
