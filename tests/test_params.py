@@ -519,6 +519,7 @@ def test_a_key_cannot_speak_to_the_terminal(content):
         ("perceptual.weights", "https://me:secret@example.org/vgg.pth"),
         ("perceptual.weights", "https://secret@example.org/vgg.pth"),
         ("tune.storage", "postgresql://me:secret@example.org/studies"),
+        ("tune.storage", "postgresql://example.org/studies?user=me&password=secret"),
     ],
 )
 def test_a_password_is_refused_and_not_repeated(content, key, value):

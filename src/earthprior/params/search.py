@@ -101,7 +101,9 @@ class TuneParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TuneParams:
-        if self.storage is not None and re.search(r"://[^/@]*:[^/]*@", self.storage):
+        if self.storage is not None and re.search(
+            r"://[^/@]*:[^/]*@|(?i:[?&](password|passwd|pwd|token)=)", self.storage
+        ):
             # The fault does not repeat it.
             raise ValueError(
                 "storage holds a password, and params.yaml is kept with every run; leave it to the database's own file "
