@@ -193,6 +193,7 @@ def main() -> None:
         for number in range(options.rounds):
             for state in STATES:
                 found[state].append(measure(state, prepared, Path(folder) / f"{state}-{number}"))
+                print(f"round {number + 1}, {state}: {found[state][-1]}", file=sys.stderr, flush=True)
     keys = ("steps_s", "wall_ms", "cpu_ms", "start_s", "end_s")
     medians = {
         state: {key: statistics.median(run[key] for run in runs) for key in keys} for state, runs in found.items()
