@@ -77,7 +77,8 @@ class ProblemLog:
                 for severity, file, line, what, fix, skippable in self._found():
                     left_out = skip and bool(skippable)
                     if ("warning" if left_out else severity) == wanted:
-                        writer.writerow((wanted, file, line, f"skipped: {what}" if left_out else what, fix))
+                        told = f"skipped: {what}" if left_out else what
+                        writer.writerow((wanted, _as_text(file), line, told, fix))
                     if left_out:
                         skipped.add(int(line))
         self.partial_path.unlink()
@@ -90,3 +91,8 @@ class ProblemLog:
             rows = csv.reader(handle)
             next(rows)
             yield from rows
+
+
+def _as_text(cell: str) -> str:
+    """A file's name as spreadsheets show it, and not as the formula that it may look like."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
