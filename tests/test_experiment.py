@@ -158,3 +158,11 @@ def wait_for(happened: Callable[[], Any]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "{a: " + "9" * 100_000, ",".join("12" * 50_000), "'" + "y" * 100_000])
+def test_a_value_without_end_is_refused_in_a_few_words(text: str) -> None:
+    for key in ("lr", "k" * 100_000):
+        with pytest.raises(ParamsError) as caught:
+            experiment._check(ROOT / "params.yaml", {key: text})
+        assert len(str(caught.value)) < 2000

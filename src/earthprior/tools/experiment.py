@@ -20,6 +20,7 @@ import psutil
 
 from earthprior import params
 from earthprior.errors import EarthPriorError, ParamsError
+from earthprior.params.plain import key_shown, shown
 from earthprior.tracking_store import EXPERIMENT, RunRef, locate
 from earthprior.training.stop import stop_requests
 
@@ -81,7 +82,8 @@ def _check(path: Path, values: Mapping[str, str]) -> None:
         for section in sections:
             node = node[section]
         node[last] = _read(key, text)
-    params.parse(content, f"{path.name} with {' '.join(f'{key}={text}' for key, text in values.items())}")
+    given = key_shown(" ".join(f"{key}={text}" for key, text in values.items()))
+    params.parse(content, f"{path.name} with {given}")
 
 
 def _read(key: str, text: str) -> Any:
@@ -91,13 +93,12 @@ def _read(key: str, text: str) -> Any:
     try:
         (override,) = to_hydra_overrides([f"value={text}"])
     except Exception as error:  # noqa: BLE001 (a parser's own, of a package that only DVC needs)
-        raise ParamsError(
-            f"{key}: {text!r} cannot be read ({str(error).splitlines()[0]}); quote what is text"
-        ) from None
+        why = key_shown(str(error).splitlines()[0])
+        raise ParamsError(f"{key_shown(key)}: {shown(text)} cannot be read ({why}); quote what is text") from None
     if override.is_sweep_override():
         raise ParamsError(
-            f"{key}: {text!r} is several values, and this is one run; write a list as [1, 2], and for a grid use "
-            f"dvc exp run --queue -S {shlex.quote(f'{key}={text}')}"
+            f"{key_shown(key)}: {shown(text)} is several values, and this is one run; write a list as [1, 2], and for "
+            f"a grid use dvc exp run --queue -S {key_shown(shlex.quote(f'{key}={text}'))}"
         )
     return override.value()
 

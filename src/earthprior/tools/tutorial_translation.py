@@ -9,6 +9,7 @@ from typing import Any
 
 from earthprior.params import Params
 from earthprior.params.editing import plain
+from earthprior.params.plain import shown as bounded
 from earthprior.tools import tutorial_keys, tutorial_values
 from earthprior.tools.tutorial_keys import ABSENT, Rule
 
@@ -92,7 +93,7 @@ class Translation:
             ours = rule.convert(value)
         except ValueError as error:
             if not off:
-                self.faults.append(f"  {rule.theirs}: {_short(repr(value))} is not allowed; {error}")
+                self.faults.append(f"  {rule.theirs}: {bounded(value)} is not allowed; {error}")
                 return ABSENT
             ours = ABSENT
         group = CARRIED if rule.acted else NEUTRAL if ours == rule.off else OFF if off else ACTS
