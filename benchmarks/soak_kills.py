@@ -3,9 +3,9 @@
     PYTHONPATH=src python benchmarks/soak_kills.py [--kills 100] [--seed 0] [--jobs 2]
 
 Small projects are made in a temporary folder; `dvc repro`, `dvc exp run` and `earthprior pretrain` are started in them,
-killed as tests/kills.py describes, and started again until they are done. The table has a row per signal, target and
-moment. Exit code 1 if anything was not as promised: other bits, a checkpoint that was not continued from, a signal that
-lost a step, a second writer, points in MLflow twice.
+killed as tests/kills.py describes, and started again until they are done. The tables count the kills by signal and
+who got it, and by moment. Exit code 1 if anything was not as promised: other bits, a checkpoint that was not continued
+from, a signal that lost a step, a second writer, points in MLflow twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def main() -> None:
         courses = list(soak(bench, plan(asked.kills, asked.seed), asked.seed, asked.jobs))
     hits = [hit for course in courses for hit in course.hits]
     faults = [fault for course in courses for fault in course.faults]
-    print_table(hits)
+    print_tables(hits)
     seconds = time.monotonic() - began
     print(f"{len(hits)} kills of {len(courses)} runs, seed {asked.seed}, {seconds / 60:.1f} minutes")
     for fault in faults:
@@ -130,20 +130,28 @@ def print_hit(hit: Hit) -> None:
     )
 
 
-def print_table(hits: Sequence[Hit]) -> None:
-    rows: dict[tuple[str, str, str], list[Hit]] = defaultdict(list)
+def print_tables(hits: Sequence[Hit]) -> None:
+    """By signal and target, and by moment: each kill is in both."""
+    by_signal: dict[tuple[str, ...], list[Hit]] = defaultdict(list)
+    by_moment: dict[tuple[str, ...], list[Hit]] = defaultdict(list)
     for hit in hits:
-        rows[hit.kill.row].append(hit)
+        name, target, moment = hit.kill.row
+        by_signal[name, target].append(hit)
+        by_moment[(moment,)].append(hit)
+    print_table(("signal", "to"), {**dict(sorted(by_signal.items())), ("all", ""): list(hits)})
+    print_table(("moment",), dict(sorted(by_moment.items())))
+
+
+def print_table(heads: Sequence[str], rows: Mapping[tuple[str, ...], Sequence[Hit]]) -> None:
     outcomes = ("continued", "began, nothing was saved", "training was done", "went on to the end")
-    heads = ("signal", "target", "moment", "kills", *outcomes, "identical", "mean steps lost", "mean seconds")
-    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for (name, target, moment), found in [*sorted(rows.items()), (("all", "", ""), list(hits))]:
+    columns = (*heads, "kills", *outcomes, "identical", "mean steps lost", "mean seconds")
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for names, found in rows.items():
         came = [str(sum(hit.then == outcome for hit in found)) for outcome in outcomes]
         same = sum(hit.identical for hit in found)
         lost = sum(hit.lost for hit in found) / max(len(found), 1)
         seconds = sum(hit.seconds for hit in found) / max(len(found), 1)
-        cells = [name, target, moment, str(len(found)), *came, str(same), f"{lost:.1f}", f"{seconds:.0f}"]
-        print(f"| {' | '.join(cells)} |")
+        print(f"| {' | '.join([*names, str(len(found)), *came, str(same), f'{lost:.1f}', f'{seconds:.0f}'])} |")
 
 
 if __name__ == "__main__":

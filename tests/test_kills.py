@@ -71,6 +71,8 @@ def test_the_soak_plans_every_kill_and_gives_its_table(capsys: pytest.CaptureFix
 
     hit = kills.Hit(planned[0], "pretrain: step 3", 2.0, 1, "continued", identical=True)
     other = kills.Hit(planned[0], "pretrain: step 4", 4.0, 0, "continued", identical=False)
-    soak_kills.print_table([hit, other])
+    soak_kills.print_tables([hit, other])
     name, target, moment = planned[0].row
-    assert f"| {name} | {target} | {moment} | 2 | 2 | 0 | 0 | 0 | 1 | 0.5 | 3 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for row in (f"{name} | {target}", "all | ", moment):
+        assert f"| {row} | 2 | 2 | 0 | 0 | 0 | 1 | 0.5 | 3 |" in said
