@@ -118,6 +118,22 @@ def test_after_a_fall_back_damaged_later_ones_never_push_out_new_ones(filled: Ch
     assert store.steps() == [4, 5]
 
 
+def test_after_a_fall_back_the_damaged_one_is_none_of_the_two_that_are_kept(filled: CheckpointStore) -> None:
+    """Where the next checkpoint comes later than the damaged one did."""
+    flip_a_byte(filled.folder / "ckpt-00000006.pt")
+    store = store_in(filled.folder)
+    store.load_latest()
+    store.save(8, state_of(8))
+    assert store.steps() == [3, 8]
+    flip_a_byte(filled.folder / "ckpt-00000008.pt")
+    assert (latest := store.load_latest()) is not None
+    assert latest[0] == 3
+    # written again it is as good as any
+    store.save(8, state_of(8))
+    store.save(9, state_of(9))
+    assert store.steps() == [8, 9]
+
+
 def test_another_runs_checkpoint_is_not_taken(filled: CheckpointStore) -> None:
     with pytest.raises(EarthPriorError, match="belongs to run ffffffffffff, not 0123456789ab"):
         store_in(filled.folder, fingerprint="0123456789ab").load_latest()

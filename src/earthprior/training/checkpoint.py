@@ -60,6 +60,7 @@ class CheckpointStore:
         self._code = dict(code)
         self._accept_code = accept_code
         self._setting = {"torch": torch.__version__, **(setting or {})}
+        self._damaged: set[int] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
     def sweep(self) -> None:
@@ -110,8 +111,9 @@ class CheckpointStore:
             write_json(path.with_suffix(".json"), {**manifest, "manifest_sha256": _digest(manifest)})
         except OSError as error:
             raise StorageError(self._not_written(step, 2 * len(content), free, error)) from error
-        # A later step than this one belongs to a damaged checkpoint that was fallen back from.
-        done = [other for other in self.steps() if other <= step]
+        # What was fallen back from is of no use: it must not take the place of one that is whole.
+        self._damaged.discard(step)
+        done = [other for other in self.steps() if other <= step and other not in self._damaged]
         for other in set(self.steps()) - set(done[-KEPT:]):
             self._drop(other)
         return path
@@ -166,6 +168,7 @@ class CheckpointStore:
             try:
                 return step, self._load(path)
             except _Unusable as fault:
+                self._damaged.add(step)
                 faults.append(f"{path.name} {fault}")
                 _say(f"warning: {faults[-1]}; looking for the checkpoint before it")
         raise EarthPriorError(
