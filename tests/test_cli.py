@@ -63,6 +63,8 @@ MENDED, STOPPED = "then continue with: earthprior stats", "continue with: earthp
             "out of memory (CUDA out of memory. Tried to allocate 2 GiB.). End other programs",
             MENDED,
         ),
+        # where another program holds the device's memory
+        (RuntimeError("CUDA error: out of memory\nFor"), 2, "out of memory (CUDA error: out of memory)", MENDED),
         (DivergedError("training diverged at step 7"), 3, "training diverged at step 7", MENDED),
         (StorageError("checkpoint of step 9 not written"), 4, "checkpoint of step 9 not written", STOPPED),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "No space left on device; free some space", STOPPED),

@@ -15,8 +15,11 @@ import torch
 from earthprior.errors import DeviceMemoryError, ParamsError
 from earthprior.params import Params
 
-# What torch calls a RuntimeError.
-ALLOCATORS = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED")
+# What torch calls a RuntimeError. The driver's own words come where another program holds the device's memory.
+ALLOCATORS = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+    r"|CUDA error: out of memory|Cuda failure \d+ 'out of memory'"
+)
 
 
 def require(parts: Mapping[str, int]) -> None:
