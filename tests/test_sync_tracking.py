@@ -396,8 +396,9 @@ def test_requests_that_a_server_answered_too_late_leave_no_second_run(root: Path
     check_whole(root, client(root).get_run(run.info.run_id))
 
 
+@pytest.mark.parametrize("told", [False, True])
 def test_an_outbox_comes_under_its_final_name_complete_or_not_at_all(
-    root: Path, outage: Any, monkeypatch: pytest.MonkeyPatch
+    root: Path, outage: Any, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
     with outage():
         tracker = train(root)
@@ -411,7 +412,33 @@ def test_an_outbox_comes_under_its_final_name_complete_or_not_at_all(
         with pytest.raises(Interrupted):
             outbox.set_aside(root / "work/pretrain/abc", root)
     assert len(waiting(root)) == 1, "the training's folder has it still"
+    assert len(list((root / "work/undelivered").iterdir())) == 1
+    if told:
+        for _ in deliver(*waiting(root)[0], locate(root), lambda record, delivery: None):
+            pass
     finish(root, tracker)
+    assert len(list((root / "work/undelivered").iterdir())) == (0 if told else 1), "nothing half-made is left"
+    sync(root)
+    check_whole(root, runs(root)[0])
+
+
+def test_a_training_that_goes_on_stands_for_its_own_outbox_before_that_is_dropped(
+    root: Path, outage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a dvc that died: the state is there still, and all of it was set aside."""
+
+    def killed(self: Outbox, record: RunRecord) -> None:
+        raise KeyboardInterrupt
+
+    with outage():
+        tracker = train(root)
+        tracker.close()
+        outbox.set_aside(root / "work/pretrain/abc", root)
+        with monkeypatch.context() as patch:
+            patch.setattr(Outbox, "begin", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(root)
+    assert [box.folder.parent.name for box, _ in waiting(root)] == ["undelivered"]
     sync(root)
     check_whole(root, runs(root)[0])
 
@@ -443,6 +470,18 @@ def test_a_killed_evaluation_leaves_nothing_to_deliver(root: Path, outage: Any) 
     box.messages.path.unlink()
     sync(root)
     assert "evaluate/gain_db/mean" not in runs(root)[0].data.metrics
+
+
+def test_an_evaluation_that_was_stopped_and_made_again_has_one_run(root: Path, outage: Any) -> None:
+    ref = finish(root, train(root))
+    with outage():
+        evaluate(root, ref, status="KILLED")
+    assert len(waiting(root)) == 1
+    evaluate(root, ref)
+    assert waiting(root) == []
+    (run,) = runs(root)
+    check_whole(root, run)
+    assert history(root, run.info.run_id, "evaluate/gain_db/mean") == [(20, 2.0)]
 
 
 def test_two_deliveries_of_one_outbox_exclude_each_other(root: Path, outage: Any) -> None:

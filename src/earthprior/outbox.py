@@ -255,11 +255,14 @@ def set_aside(folder: Path, home: Path) -> None:
     """
     outbox = Outbox(folder)
     record = outbox.record()
-    if record is None or not outbox.waits:
+    if record is None:
         return
     kept = folder_of(home, record)
     building = kept.with_name(f".{kept.name}.tmp")
+    # Of a try that was killed; also where MLflow has heard of everything since.
     shutil.rmtree(building, ignore_errors=True)
+    if not outbox.waits:
+        return
     files = [message.get("file") or message.get("picture") for message in outbox.messages.read()]
     for name in dict.fromkeys([RECORD, POINTS, MESSAGES, *filter(None, files)]):
         if (folder / name).exists():

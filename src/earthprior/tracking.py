@@ -309,9 +309,6 @@ def _started(
     folder = journal.path.parent if journal else folder_of(home, record)
     outbox = Outbox(folder, journal)
     try:
-        if journal is not None:
-            # It was done already, and goes on once more from its last checkpoint: it will say all that again.
-            _drop(folder_of(home, record))
         if not outbox.hold() and journal is None:
             # Another process works on the same study.
             outbox = Outbox(folder.with_name(f"{folder.name}-{os.getpid()}"))
@@ -320,6 +317,10 @@ def _started(
             # Of a study that goes on: it will say again all that it said.
             outbox.journal.path.unlink(missing_ok=True)
         outbox.begin(record)
+        if journal is not None:
+            # It was done already, and goes on once more from its last checkpoint: it will say all that again. Only now
+            # is it known that it will.
+            _drop(folder_of(home, record))
     except OSError as error:
         logger.warning("%s: could not be written (%s); the run goes on", RECORD, error)
     remote = MlflowRun(store, record, outbox.remember, log_system_metrics=log_system_metrics)

@@ -49,8 +49,8 @@ def deliver(
     with outbox.held() as mine:
         if not mine:
             return
-        if home_place and (outbox.record() is None or (record.training is not None and outbox.ending() is None)):
-            # Delivered by another a moment ago; or an evaluation was killed while it said what it had found, and
+        if home_place and (outbox.record() is None or (record.training is not None and not _whole(outbox))):
+            # Delivered by another a moment ago; or an evaluation was stopped while it said what it had found, and
             # evaluate runs again as a whole.
             outbox.remove()
             return
@@ -64,6 +64,12 @@ def deliver(
             outbox.close()
         if courier.complete and home_place:
             outbox.remove()
+
+
+def _whole(outbox: Outbox) -> bool:
+    """Whether all was said that there is to say."""
+    end = outbox.ending()
+    return end is not None and end[0] != "KILLED"
 
 
 def deliver_others(home: Path, store: Store, only: str | None = None) -> Generator[None]:
