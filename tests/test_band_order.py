@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ def test_likeness_is_fishers_z_of_each_pair():
     np.testing.assert_allclose(z, wanted, rtol=1e-5)
     assert likeness(pixels[:2]) is None
     assert likeness(pixels[:, :200]) is None
+    assert likeness(np.tile(pixels, (5, 1))) is None
     assert likeness(np.where(np.arange(4)[:, None] == 1, 7, pixels)) is None
     assert np.isfinite(likeness(np.repeat(pixels[:1], 3, axis=0))).all()
 
@@ -52,6 +54,17 @@ def test_the_two_bands_are_found(swap):
         # nir, the later of the two, has taken the other's place among the visible bands
         assert one.here[1] > one.elsewhere[1] + 0.4
     assert not list(BandOrder(4).swapped(chips))
+
+
+def test_a_thousand_bands_take_no_memory():
+    """Half a million pairs."""
+    tracemalloc.start()
+    order = BandOrder(1000)
+    assert likeness(np.random.default_rng(0).standard_normal((1000, 400))) is None
+    assert not list(order.swapped([]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 @pytest.mark.parametrize("described", [True, False])

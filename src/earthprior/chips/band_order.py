@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 MOST_PIXELS, LEAST_PIXELS = 4096, 256
 """Valid pixels of a chip that are looked at, evenly spread, and that are needed."""
 
+MOST_BANDS = 16
+"""What is remembered of a chip grows with the square of its bands, and what is compared with their fourth power."""
+
 LEAST_CHIPS = 16
 """To know a pattern by."""
 
@@ -43,10 +46,11 @@ def likeness(pixels: NDArray[Any]) -> NDArray[np.float32] | None:
         pixels: The valid ones (C, n).
 
     Returns:
-        (C * (C - 1) / 2,), pairs in the order of `itertools.combinations`; None where too little can be told.
+        (C * (C - 1) / 2,), pairs in the order of `itertools.combinations`; None where too little can be told, or there
+        are too many of them.
     """
     bands, count = pixels.shape
-    if bands < 3 or count < LEAST_PIXELS:
+    if not 3 <= bands <= MOST_BANDS or count < LEAST_PIXELS:
         return None
     some = pixels[:, :: -(-count // MOST_PIXELS)].astype(np.float64)
     if (np.ptp(some, axis=1) == 0).any():
@@ -83,7 +87,7 @@ class BandOrder:
 
     def __init__(self, bands: int) -> None:
         self._bands = bands
-        self._pairs = list(combinations(range(bands), 2))
+        self._pairs = list(combinations(range(bands), 2)) if bands <= MOST_BANDS else []
         self._counts = np.zeros((len(self._pairs), _BINS), dtype=np.int64)
 
     def add(self, z: NDArray[np.float32]) -> None:
