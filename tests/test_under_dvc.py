@@ -101,3 +101,13 @@ def test_params_that_changed_under_a_stage_are_not_recorded_with_it(
     assert f"({told})" in str(fault.value)
     monkeypatch.delenv("DVC_STAGE")
     under_dvc.check_params(stage, before, root)
+
+
+@pytest.mark.parametrize("content", [None, "", "stages: {train: {cmd: x}}", "stages: {pretrain: {cmd: x}}", "{"])
+def test_a_pipeline_of_ones_own_is_no_fault_after_days_of_training(root: Path, content: str | None) -> None:
+    before = load(root / "params.yaml")
+    edit_params(root / "params.yaml", {"lr": 0.5})
+    (root / "dvc.yaml").unlink()
+    if content is not None:
+        (root / "dvc.yaml").write_text(content)
+    under_dvc.check_params("pretrain", before, root)

@@ -46,7 +46,11 @@ def check_params(stage: str, params: Params, root: Path) -> None:
     """
     if not present():
         return
-    listed = _yaml(root / "dvc.yaml")["stages"][stage]["params"]
+    try:
+        listed = _yaml(root / "dvc.yaml")["stages"][stage]["params"]
+    except (OSError, ValueError, YAMLError, LookupError, TypeError):
+        # A pipeline of one's own, which may call the stage otherwise: no reason to lose what it has made.
+        return
     before, now = (dict(flatten(each.model_dump(mode="json"))) for each in (params, load(root / "params.yaml")))
     changed = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
