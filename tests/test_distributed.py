@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from earthprior import build, identity
@@ -24,7 +26,7 @@ from earthprior.params import Params, active
 from earthprior.randomness import seed_of, torch_generator
 from earthprior.stages import stats
 from earthprior.training import session as sessions
-from earthprior.training.distributed import World, adding_up, world
+from earthprior.training.distributed import World, adding_up, only_writer, world
 from earthprior.training.loop import Trainer
 from tiny_training import CPU, TINY, Tiny, bits, judged, train
 
@@ -276,3 +278,12 @@ def test_alone_nothing_is_wrapped_and_nobody_is_waited_for(monkeypatch: pytest.M
             network(torch.ones(2)).sum().backward()
         place.wait()
     assert not torch.distributed.is_initialized()
+
+
+def test_who_only_looks_at_a_folder_keeps_nobody_out(tmp_path: Path) -> None:
+    """As another run does that begins at the same moment and wants to name its neighbours."""
+    looking = FileLock(tmp_path / "lock", thread_local=False)
+    looking.acquire()
+    threading.Timer(0.05, looking.release).start()
+    with only_writer(tmp_path, World()):
+        assert (tmp_path / "owner").read_text().startswith(f"pid {os.getpid()} on ")

@@ -24,6 +24,8 @@ from earthprior.files import write_atomic
 PATIENCE = timedelta(hours=4)
 """How long processes wait while the first one judges all validation chips; dead ones are torchrun's to notice."""
 
+LOOK_SECONDS = 0.5
+"""Another run may be looking whether a folder is held, and holds it itself for that moment."""
 
 TOGETHER = (Interrupted, DivergedError)
 """What all processes come to at the same step."""
@@ -160,7 +162,7 @@ def only_writer(folder: Path, place: World) -> Iterator[None]:
     owner = folder / "owner"
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_SECONDS)
     except Timeout:
         who = owner.read_text() if owner.is_file() else "another process"
         raise HeldError(f"{who} is training this very run in {folder}; wait for it, or stop it first") from None
