@@ -619,12 +619,6 @@ def test_what_dvc_has_not_recorded_is_not_trained_again(
     pretrain.run(params, root)
     assert f"training {STEPS} steps" in capsys.readouterr().err
 
-    # and what is kept of one run goes when another one is done
-    other = load_with(root, {"epochs": 2})
-    pretrain.run(other, root)
-    assert [path.parent for path in (root / "work/pretrain").glob("*/done.json")] == [work_folder(root, other)]
-    assert not folder.exists()
-
 
 def test_what_mlflow_has_not_heard_outlives_the_work_folder(
     project: MakeProject, monkeypatch: pytest.MonkeyPatch

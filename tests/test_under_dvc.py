@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,24 @@ def test_only_what_is_done_and_free_is_forgotten(folder: Path) -> None:
         assert folder.exists()
     under_dvc.forget(folder)
     assert not folder.exists()
+
+
+def test_what_dvc_has_nowhere_outlives_the_next_training(root: Path, folder: Path) -> None:
+    """A dvc that died after a training, and the next experiment of the same night."""
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
+    following = folder.with_name("def")
+    following.mkdir()
+    (root / under_dvc.NETWORK).write_bytes(b"its weights")
+    under_dvc.keep(following, root)
+    assert names(folder) == ["ckpt-00000007.pt", "done.json", "lock", "owner", "pictures"]
+    md5 = hashlib.md5(b"weights", usedforsecurity=False).hexdigest()
+    cached = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"weights")
+    under_dvc.keep(following, root)
+    assert not folder.exists()
+    assert names(following) == ["done.json"]
 
 
 @pytest.mark.parametrize(

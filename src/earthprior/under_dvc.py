@@ -66,7 +66,7 @@ def check_params(stage: str, params: Params, root: Path) -> None:
 
 
 def keep(folder: Path, root: Path) -> None:
-    """Mark the state in `folder` as that of a finished training, and forget those of other ones.
+    """Mark the state in `folder` as that of a finished training, and forget those of others whose outs DVC has.
 
     Args:
         folder: The training's work folder, held by this process.
@@ -76,7 +76,7 @@ def keep(folder: Path, root: Path) -> None:
         digest = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False))
     write_json(folder / DONE, {"md5": digest.hexdigest()})
     for other in folder.parent.iterdir():
-        if other != folder:
+        if other != folder and _in_cache(other, root):
             forget(other)
 
 
@@ -116,6 +116,18 @@ def _known_to_dvc(folder: Path, root: Path) -> bool:
         outs = _yaml(root / "dvc.lock")["stages"]["pretrain"]["outs"]
         return read_json(folder / DONE)["md5"] in [out["md5"] for out in outs if out["path"] == NETWORK]
     except (OSError, ValueError, YAMLError, LookupError, TypeError):
+        return False
+
+
+def _in_cache(folder: Path, root: Path) -> bool:
+    """Whether DVC's cache holds the network that a training left: days would be lost if neither had it."""
+    try:
+        md5 = str(read_json(folder / DONE)["md5"])
+        from dvc.repo import Repo
+
+        with Repo(str(root)) as repo:
+            return bool(repo.cache.local.exists(md5))
+    except Exception:  # noqa: BLE001 (whatever DVC complains of, it is not known to have it)
         return False
 
 
