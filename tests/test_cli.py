@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from earthprior import cli
+from earthprior import cli, last_words
 from earthprior.errors import DataError, DivergedError, Interrupted, ParamsError, StorageError
 from earthprior.files import write_json
 from earthprior.params import Params, load
@@ -92,6 +92,21 @@ def test_an_error_is_one_message_an_exit_code_and_the_command_that_continues(
     first, second = result.stderr.splitlines()
     assert first.startswith(f"earthprior: {said}")
     assert second == last
+
+
+def test_a_request_that_comes_at_the_very_end_silences_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dvc's death is seen twice, by the training, which saves, and then by whoever waits for it to end."""
+    say = last_words.say
+
+    def asked_meanwhile(*arguments: Any) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return say(*arguments)
+
+    monkeypatch.setattr(last_words, "say", asked_meanwhile)
+    monkeypatch.setattr("earthprior.stages.stats.run", fails_with(StorageError("checkpoint of step 9 not written")))
+    result = invoke("stats")
+    assert result.exit_code == 4
+    assert result.stderr == f"earthprior: checkpoint of step 9 not written\n{STOPPED}\n"
 
 
 def test_debug_shows_where_it_came_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

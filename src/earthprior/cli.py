@@ -40,6 +40,8 @@ class _Program(click.Group):
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
             except BaseException as error:  # noqa: BLE001 (whatever it is, it ends with its last words)
+                # A request that comes now must not silence them.
+                asked.raises = False
                 code = last_words.say(error, asked.signal_number, self.typed, bool(ctx.params.get("debug")))
         sys.exit(code)
 

@@ -23,9 +23,14 @@ LOOK_FOR_STARTER_SECONDS = 0.5
 
 
 class StopRequest:
-    """Asked at every step; `signal_number` is None until somebody wants the run to stop."""
+    """Asked at every step; `signal_number` is None until somebody wants the run to stop.
+
+    Attributes:
+        raises: Whether a request interrupts (see `interruptions`); to be switched off where everything is over already.
+    """
 
     def __init__(self) -> None:
+        self.raises = True
         self._signal: int | None = None
         self._asked_at = 0.0
         self._parent = _starter()
@@ -87,7 +92,7 @@ def interruptions() -> Iterator[StopRequest]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         first = not request.asked
         request.receive(number, frame)
-        if first:
+        if first and request.raises:
             raise KeyboardInterrupt
 
     def watch() -> None:
