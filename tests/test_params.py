@@ -518,6 +518,8 @@ def test_a_key_cannot_speak_to_the_terminal(content):
     [
         ("perceptual.weights", "https://me:secret@example.org/vgg.pth"),
         ("perceptual.weights", "https://secret@example.org/vgg.pth"),
+        ("perceptual.weights", "https://example.org/vgg.pth?download=1&access_token=secret"),
+        ("perceptual.weights", "https://bucket.example.org/vgg.pth?X-Amz-Expires=60&X-Amz-Signature=secret"),
         ("tune.storage", "postgresql://me:secret@example.org/studies"),
         ("tune.storage", "postgresql://example.org/studies?user=me&password=secret"),
     ],

@@ -124,11 +124,13 @@ class PerceptualParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PerceptualParams:
-        if self.weights is not None and re.search(r"://[^/]*@", self.weights):
+        if self.weights is not None and re.search(
+            r"://[^/]*@|(?i:[?&][\w-]*(password|passwd|pwd|token|secret|signature|sig|key)=)", self.weights
+        ):
             # The fault does not repeat it.
             raise ValueError(
-                "weights holds a user or password, and params.yaml is kept with every run; give a path, or a URL "
-                "without"
+                "weights holds a user, a password or a token, and params.yaml is kept with every run; give a path, or "
+                "a URL without"
             )
         return self
 
