@@ -53,7 +53,11 @@ def import_mlflow() -> bool:
     try:
         import mlflow  # noqa: F401
     except Exception as error:  # noqa: BLE001 (an installation can be broken in many ways)
-        logger.warning("MLflow cannot be imported (%s); metrics are kept in the journal only", error)
+        logger.warning(
+            "MLflow cannot be imported (%s); what there is to tell waits in work/. Once it can be, deliver it with: "
+            "earthprior sync-tracking",
+            error,
+        )
         return False
     # What is worth telling about an outage is told by the mirror, once.
     levels = {
