@@ -153,7 +153,9 @@ class Ledger:
 
     def row(self, line: int) -> tuple[int, tuple[str, ...]]:
         """Usage and images of the row at a line."""
-        usage, images = self._database.execute("SELECT usage, images FROM row WHERE line = ?", (line,)).fetchone()
+        with _storage():
+            found = self._database.execute("SELECT usage, images FROM row WHERE line = ?", (line,))
+            usage, images = found.fetchone()
         return usage, tuple(images.split(_BETWEEN))
 
     def _add(self, table: str, values: tuple[Any, ...]) -> None:
