@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from earthprior.chips import content
 from earthprior.chips import readers as readers_module
 from earthprior.chips.catalog import load_catalog
 from earthprior.chips.loader import load_batches
@@ -16,6 +18,7 @@ from earthprior.chips.problems import ChipError
 from earthprior.chips.read import ChipSpec, read_chip
 from earthprior.chips.readers import Readers, ordered_map
 from earthprior.errors import StorageError
+from earthprior.tools import check
 
 ORDER = [[3, 1, 0], [7, 7, 2, 5], [4], [6, 0]]
 
@@ -113,8 +116,7 @@ def test_a_chip_of_another_dtype_is_named(chips, write_chip):
         list(load_batches(catalog.dir, catalog.rows, ORDER, spec))
 
 
-def test_a_read_that_hangs_is_named(monkeypatch):
-    monkeypatch.setattr(readers_module, "LIMIT_SECONDS", 0.2)
+def test_a_read_that_hangs_is_named():
     release = threading.Event()
     with Readers(2, limit_seconds=0.2) as pool:
         future = pool.submit("slow.tif", release.wait)
@@ -122,6 +124,29 @@ def test_a_read_that_hangs_is_named(monkeypatch):
             pool.result(future)
         assert caught.value.exit_code == 4
         release.set()
+
+
+@pytest.mark.parametrize("reads", [0, 1, 5])
+def test_any_read_may_hang_the_first_one_too(chips, make_params, monkeypatch, reads):
+    catalog, spec = chips()
+    monkeypatch.setattr(readers_module, "LIMIT_SECONDS", 0.3)
+    monkeypatch.setattr(readers_module, "END_SECONDS", 0.1)
+    release, read, count = threading.Event(), content.Path.read_bytes, itertools.count()
+
+    def hanging(path):
+        if next(count) >= reads:
+            release.wait(20)
+        return read(path)
+
+    monkeypatch.setattr(content.Path, "read_bytes", hanging)
+    for begin in (
+        lambda: list(load_batches(catalog.dir, catalog.rows, ORDER, spec)),
+        lambda: check.run(make_params({"data.dir": "chips"}), catalog.dir.parent),
+    ):
+        count = itertools.count()
+        with pytest.raises(StorageError, match=r"reading chips/chip_0\d\d\.tif.* takes more than 0 seconds"):
+            begin()
+    release.set()
 
 
 def test_a_timeout_of_the_task_itself_is_no_hang():

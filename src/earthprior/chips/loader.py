@@ -22,7 +22,7 @@ from torch import Tensor
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.problems import ChipError, chip_error
 from earthprior.chips.read import ChipSpec, read_chip
-from earthprior.chips.readers import Readers
+from earthprior.chips.readers import Readers, alone
 
 TORCH_DTYPES = {
     "uint8": torch.uint8,
@@ -100,9 +100,9 @@ def load_batches(
     first = next(batches, None)
     if first is None:
         return
-    # The first read is made here: the dtype is needed, and GDAL can deadlock where threads are first to use a driver.
+    # Beforehand: the dtype is needed.
     with _sound_before():
-        sample, _ = read_chip(folder, rows[first[0]], spec)
+        sample, _ = alone(rows[first[0]].images[0], read_chip, folder, rows[first[0]], spec)
     free = deque(_Buffer(sample.shape, TORCH_DTYPES[sample.dtype.name], pin) for _ in range(ahead + 1))
     pending: deque[tuple[_Buffer, list[ChipRow], list[Future[None]]]] = deque()
     with Readers(readers) as pool:

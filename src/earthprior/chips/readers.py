@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -25,19 +26,22 @@ Result = TypeVar("Result")
 LIMIT_SECONDS = 120.0
 """A read that takes longer hangs."""
 
+END_SECONDS = 5.0
+"""Long enough for chips that are half read, short enough for reads that hang."""
+
 
 class Readers:
     """A pool of daemon threads; leaving its context drops what has not begun and stops them.
 
     Args:
         threads: How many.
-        limit_seconds: How long one task may take.
+        limit_seconds: How long one task may take; by default LIMIT_SECONDS.
     """
 
-    def __init__(self, threads: int, limit_seconds: float = LIMIT_SECONDS) -> None:
+    def __init__(self, threads: int, limit_seconds: float | None = None) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], str, Callable[..., Any], tuple[Any, ...]] | None]
         self._tasks = queue.SimpleQueue()
-        self._limit_seconds = limit_seconds
+        self._limit_seconds = LIMIT_SECONDS if limit_seconds is None else limit_seconds
         self._running: dict[int, str] = {}
         self._closed = False
         self._threads = [
@@ -78,9 +82,9 @@ class Readers:
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
+        end = time.monotonic() + END_SECONDS
         for thread in self._threads:
-            # Long enough for any chip that is half read, short enough for one that hangs.
-            thread.join(timeout=1.0)
+            thread.join(timeout=max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
         # Held for the thread's life: without it rasterio makes and drops an environment for every file, a tenth of a
@@ -105,6 +109,18 @@ class Readers:
             future.set_exception(error)
         finally:
             self._running.pop(own, None)
+
+
+def alone(name: str, task: Callable[..., Result], *arguments: Any) -> Result:
+    """A task in a thread of its own, with nothing beside it: for the first read of a process.
+
+    GDAL can deadlock where several threads are the first to use its drivers.
+
+    Raises:
+        StorageError: It hangs; any exception of the task is raised as it is.
+    """
+    with Readers(1) as reader:
+        return reader.result(reader.submit(name, task, *arguments))
 
 
 def ordered_map(

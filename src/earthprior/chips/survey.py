@@ -20,7 +20,7 @@ from earthprior.chips.ledger import Ledger
 from earthprior.chips.problem_log import ProblemLog
 from earthprior.chips.problems import ChipError, Problem, chip_error
 from earthprior.chips.read import ChipSpec
-from earthprior.chips.readers import ordered_map
+from earthprior.chips.readers import alone, ordered_map
 from earthprior.chips.statistics import BandStatistics
 from earthprior.errors import DataError
 from earthprior.files import sha256_file
@@ -166,8 +166,8 @@ def _inspect_all(
     """Findings in the catalog's order."""
     first = next(catalog.chips(), None)
     if first is not None:
-        # GDAL can deadlock when threads are the first to use its drivers; this read is made again below.
-        inspect(first)
+        # This read is made again below.
+        alone(first.images[0], inspect, first)
     yield from ordered_map(inspect, catalog.chips(), lambda row: row.images[0], readers)
 
 
