@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from earthprior.errors import DataError
 from earthprior.files import write_json
-from earthprior.last_words import continue_command
+from earthprior.last_words import continue_command, say
 from earthprior.params import Params
 
 LAUNCHED = (
@@ -141,6 +144,27 @@ def test_a_reader_that_goes_away_is_no_traceback(root: Path, lines: int) -> None
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or those of two processes would come into one another."""
+    pieces: list[bytes] = []
+
+    class Terminal(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, piece: Any) -> int:
+            pieces.append(bytes(piece))
+            return len(piece)
+
+    with monkeypatch.context() as patch:
+        # As `python -u` opens it, which torchrun calls.
+        patch.setattr(sys, "stderr", io.TextIOWrapper(Terminal(), write_through=True))  # type: ignore[type-var]
+        assert say(DataError("chips/a.tif: truncated"), None, ["pretrain"], debug=False) == 2
+    first, last = filter(None, pieces)
+    assert first == b"earthprior: chips/a.tif: truncated\n"
+    assert re.fullmatch(rb"then continue with: .* pretrain\n", last)
 
 
 def test_a_folder_that_may_not_be_written_is_told_in_words(root: Path) -> None:

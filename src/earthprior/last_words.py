@@ -130,9 +130,10 @@ def _close(code: int, typed: Sequence[str]) -> int:
 
 
 def _print(text: str) -> None:
-    # The terminal may be what went away.
+    # The terminal may be what went away. In one write: the processes of torchrun share it, and print's own newline is a
+    # write of its own, which another one's line may come before.
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 def _leave_the_pipes() -> None:
