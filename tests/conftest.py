@@ -159,6 +159,28 @@ def make_tiny(tiny_root: Path, make_params: Callable[..., Params]) -> Callable[.
     return make
 
 
+@pytest.fixture
+def tiny(make_tiny: Callable[..., Any]) -> Any:
+    """The `Tiny` training as it is."""
+    return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def whole_run_cache() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def whole_run(tiny: Any, tmp_path: Path, whole_run_cache: dict[str, Any]) -> Any:
+    """The bits of that training, which nobody disturbed."""
+    from tiny_training import final_bits, train
+
+    if not whole_run_cache:
+        trainer = tiny.trainer()
+        whole_run_cache["bits"] = final_bits(trainer, train(trainer, tmp_path / "whole"))
+    return whole_run_cache["bits"]
+
+
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Path]) -> Path:
     """A root with a dozen labelled chips; the first test that needs statistics leaves them there."""

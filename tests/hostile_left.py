@@ -24,7 +24,7 @@ from earthprior.params import load
 from earthprior.tools import tutorial_weights
 from earthprior.tracking_store import RunRef
 from earthprior.training.checkpoint import CheckpointStore
-from earthprior.training.session import fit_linear
+from earthprior.training.linear_denoiser import fit_linear
 from hostile_text import MARK, PLACE, mutated, params_of
 
 JSON_VALUES = (

@@ -85,7 +85,7 @@ def half_written(path: Path, content: bytes) -> int:
 
 
 def wrap(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
-    """Put `replacement(original, self, ...)` in place of a method."""
+    """Put `replacement(original, ...)` in place of a method, with self, or of a function."""
     original = getattr(owner, name)
     setattr(owner, name, lambda *arguments, **named: replacement(original, *arguments, **named))
 
@@ -148,11 +148,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def write_results(original: Any, session: Any, *arguments: Any, **named: Any) -> Any:
-    shutil.copyfile(session.home.folder / "metrics.jsonl", FOLDER / "journal.tmp")
+def write_outs(original: Any, outcome: Any, task: Any, environment: Any, run: Any, home: Any, tracker: Any) -> None:
+    shutil.copyfile(home.folder / "metrics.jsonl", FOLDER / "journal.tmp")
     _replace(FOLDER / "journal.tmp", FOLDER / "journal.jsonl")
     KILL.enter("results")
-    return original(session, *arguments, **named)
+    original(outcome, task, environment, run, home, tracker)
 
 
 def run(original: Any, session: Any, *arguments: Any, **named: Any) -> Any:
@@ -164,6 +164,7 @@ def run(original: Any, session: Any, *arguments: Any, **named: Any) -> Any:
 
 def watch_training() -> None:
     """Patch what a training does; after this the order in which modules are imported is another, and nothing else."""
+    from earthprior.training import outs
     from earthprior.training.checkpoint import CheckpointStore
     from earthprior.training.loop import Trainer
     from earthprior.training.session import Session
@@ -175,7 +176,7 @@ def watch_training() -> None:
     wrap(CheckpointStore, "save", save)
     for name in ("_errors", "_loss"):
         wrap(Validation, name, judged)
-    wrap(Session, "_write_results", write_results)
+    wrap(outs, "write", write_outs)
     wrap(Session, "run", run)
     for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (shutil, "rmtree")):
         setattr(owner, name, before_and_after(getattr(owner, name)))

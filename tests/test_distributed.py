@@ -19,7 +19,6 @@ from torch import nn
 from earthprior import build, identity
 from earthprior.chips.augment import augment
 from earthprior.chips.batch import prepare
-from earthprior.errors import ParamsError
 from earthprior.files import read_json, sha256_file, write_json
 from earthprior.params import Params, active
 from earthprior.randomness import seed_of, torch_generator
@@ -27,6 +26,8 @@ from earthprior.stages import stats
 from earthprior.training import session as sessions
 from earthprior.training.distributed import World, adding_up, only_writer, world
 from earthprior.training.loop import Trainer
+from earthprior.training.order import visits
+from earthprior.training.run import Home, Run
 from tiny_training import CPU, TINY, Tiny, bits, judged, train
 
 SECONDS = 60
@@ -131,15 +132,10 @@ def one_process_playing_two(params: Params, root: Path) -> Trainer:
     stats = read_json(root / "results/stats/stats.json")
     # As the two processes do it; a test before this one may have left another number of threads.
     sessions.prepare_torch(params.threads)
-    run, home = sessions.Run(params, stats, {}, "f"), sessions.Home(root, root, root, root)
+    run, home = Run(params, stats, {}, "f"), Home(root, root, root, root)
     session = sessions.Session(run, home, sessions.Hooks(fails), CPU, World())
-    task = build.task(params, session._linear(None))
-    chips = sessions.TrainingChips(session.selection.train, session._read, session.normalizer)
-    trainer = Trainer(params, task, chips, validation=None, device=CPU, world=World())  # type: ignore[arg-type]
-    orders = []
-    for rank in range(2):
-        trainer.world = World(rank, 2)
-        orders.append(list(trainer._order()))
+    trainer = session._trainer(None)
+    orders = [list(visits(params, len(session.selection.train), World(rank, 2), 0)) for rank in range(2)]
     trainer.task.train()
     for step in range(trainer.total_steps):
         trainer.optimizer.zero_grad()
@@ -209,14 +205,6 @@ def test_two_processes_with_two_parts_each_do_what_one_does_with_four(
     for part in ("network", "task"):
         for name, value in expected[part].items():
             torch.testing.assert_close(first[part][name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_a_batch_must_divide_into_parts_of_processes(make_params: Callable[..., Params]) -> None:
-    params = make_params({"batch_size": 12, "accumulation_steps": 3})
-    sessions._check_batch_size(params, 100, processes=4)
-    message = "batch_size 12 cannot be shared out evenly to 8 processes of accumulation_steps 3; use a multiple of 24"
-    with pytest.raises(ParamsError, match=message):
-        sessions._check_batch_size(params, 100, processes=8)
 
 
 def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params: Params, tmp_path: Path) -> None:

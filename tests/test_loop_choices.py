@@ -118,9 +118,3 @@ def test_a_rising_gain_stops_nothing(make_tiny: MakeTiny, tmp_path: Path) -> Non
     trainer = make_tiny(batch_size=8, early_stopping_epochs=1).trainer()
     trainer.validation = Judge(-3.0, -2.0, -1.0)  # type: ignore[assignment]
     assert len(train(trainer, tmp_path).history) == 3
-
-
-def test_checkpoints_come_at_the_epochs_asked_for(make_tiny: MakeTiny, tmp_path: Path) -> None:
-    trainer = judged(make_tiny(batch_size=8, epochs=6, operation__checkpoint_interval=2).trainer())
-    train(trainer, tmp_path)
-    assert CheckpointStore(tmp_path, "f" * 12, {}).steps() == [4, 8], "the end of the run is in its results"

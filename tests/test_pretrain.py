@@ -32,7 +32,7 @@ from earthprior.identity import CodeHash
 from earthprior.mirror import Delivery
 from earthprior.params import Params, active, load
 from earthprior.stages import pretrain
-from earthprior.training import session
+from earthprior.training import linear_denoiser, session
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
 from earthprior.training.loop import Trainer
@@ -489,8 +489,8 @@ def test_another_linear_denoiser_than_the_run_began_with_is_refused(
         with pytest.raises(Interrupted):
             pretrain.run(params, root)
     (work_folder(root, params) / "linear.safetensors").unlink()
-    fit = session.fit_linear
-    monkeypatch.setattr(session, "fit_linear", lambda *given: _brighter(fit(*given)))
+    fit = linear_denoiser.fit_linear
+    monkeypatch.setattr(linear_denoiser, "fit_linear", lambda *given: _brighter(fit(*given)))
     with pytest.raises(EarthPriorError, match=r"linear\.safetensors was damaged, and fitted again it is another one"):
         pretrain.run(params, root)
 

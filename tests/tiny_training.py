@@ -23,7 +23,8 @@ from earthprior.params import DataParams, NormalizationParams, Params
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
-from earthprior.training.loop import Outcome, Trainer, TrainingChips
+from earthprior.training.loop import Outcome, Trainer
+from earthprior.training.order import TrainingChips, visits
 from earthprior.training.progress import Progress
 from earthprior.training.stop import StopRequest
 from earthprior.training.validate import Validation
@@ -86,6 +87,10 @@ class Tiny:
 
     def validation_batches(self) -> Iterator[tuple[Batch, list[str]]]:
         return validation_batches(self.params, self.selection, self.normalizer, CPU)
+
+    def order(self, world: World | None = None, first_step: int = 0) -> list[list[int]]:
+        """Indices of the chips that a process reads, a list per share."""
+        return list(visits(self.params, len(self.selection.train), world or World(), first_step))
 
     def trainer(self, world: World | None = None) -> Trainer:
         task = build.task(self.params, self.linear)

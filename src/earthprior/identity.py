@@ -54,6 +54,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "tracking_store.py",
     "under_dvc.py",
     "training/divergence.py",
+    "training/failed_step.py",
     "training/progress.py",
 )
 

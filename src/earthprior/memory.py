@@ -1,7 +1,4 @@
-"""Out of memory: told with the settings that need less of it, those first that change nothing else.
-
-No science is changed on the way: what a run computes is what params.yaml says, or it stops.
-"""
+"""Memory that is short: how it is known, refused beforehand where that is hopeless, and told in an evaluation."""
 
 from __future__ import annotations
 
@@ -49,48 +46,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ALLOCATORS.search(str(error)) is not None
 
 
-def what_helps(error: Exception, params: Params, processes: int, in_validation: bool) -> str:
-    """The settings that need less memory, the better ones first.
-
-    Args:
-        error: Which memory was short.
-        params: Of the run.
-        processes: How many share a batch.
-        in_validation: Whether the validation chips were being judged, and not a batch trained on.
-    """
-    helps = _in_validation(params) if in_validation else _in_training(params, processes)
-    # In the machine's own memory the readers' chips stand, too.
-    readers = f"; or lower operation.readers ({params.operation.readers} now)"
-    return helps + readers * isinstance(error, MemoryError)
-
-
-def _in_training(params: Params, processes: int) -> str:
-    """For the same effective batch."""
-    share = params.batch_size // (processes * params.accumulation_steps)
-    told = []
-    if not params.operation.activation_checkpointing:
-        told.append(
-            "set operation.activation_checkpointing: true, which computes the same bits in more time, and this very "
-            "run continues"
-        )
-    if parts := _next_parts(params, processes):
-        told.append(
-            f"set accumulation_steps: {parts} ({params.accumulation_steps} now), the same batch of {params.batch_size} "
-            f"in parts of {params.batch_size // (processes * parts)} chips instead of {share}; its noise is drawn "
-            "otherwise, so that begins a new run"
-        )
-    return "; or ".join(told or ["lower data.crop_px or choose a smaller network; that begins a new run"])
-
-
-def _in_validation(params: Params) -> str:
-    if params.val_batch_size == 1:
-        return "lower data.crop_px or choose a smaller network; that begins a new run"
-    return (
-        f"set val_batch_size: {params.val_batch_size // 2} ({params.val_batch_size} now), which begins a new run, for "
-        "sums are rounded otherwise then"
-    )
-
-
 def where(device: torch.device) -> str:
     """Which memory, and how much of it there is."""
     if device.type != "cuda":
@@ -118,9 +73,3 @@ def told_in_evaluation(params: Params, device: torch.device) -> Iterator[None]:
             f"evaluate.samples ({params.evaluate.samples} now) or evaluate.probe_pixels "
             f"({params.evaluate.probe_pixels} now). The training stays as it is"
         ) from error
-
-
-def _next_parts(params: Params, processes: int) -> int | None:
-    """The next number of parts that a process's batch can be cut into; None where each has one chip already."""
-    own = params.batch_size // processes
-    return next((parts for parts in range(params.accumulation_steps + 1, own + 1) if own % parts == 0), None)

@@ -1,6 +1,6 @@
 """The stage `pretrain`: from chips and their statistics to a network that denoises them.
 
-Writes results/pretrain/, see `training.session`. Until then everything is in `work/pretrain/<fingerprint>/`, where the
+Writes results/pretrain/, see `training.outs`. Until then everything is in `work/pretrain/<fingerprint>/`, where the
 same command finds it again after a kill.
 """
 
@@ -15,7 +15,8 @@ from earthprior.params import Params, active
 from earthprior.tracking import Tracker, open_tracker
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import only_writer, world
-from earthprior.training.session import Home, Hooks, Run, Session, prepare_torch
+from earthprior.training.run import Home, Run
+from earthprior.training.session import Hooks, Session, prepare_torch
 from earthprior.training.stop import stop_requests
 
 

@@ -24,7 +24,7 @@ from earthprior.identity import code_hash, main_root
 from earthprior.params import Params, TuneParams
 from earthprior.params.editing import overlay, overlay_text, write
 from earthprior.tracking import RunRef, Tracker, open_tracker
-from earthprior.training.session import fit_linear
+from earthprior.training.linear_denoiser import fit_linear
 from earthprior.training.stop import TUNE_JOB, StopRequest, stop_requests
 from earthprior.tuning import jobs as processes
 from earthprior.tuning import space

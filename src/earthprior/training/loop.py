@@ -7,59 +7,40 @@ again there with the saved state, and ends with the same bits.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from earthprior import memory
-from earthprior.chips.catalog import ChipRow
 from earthprior.chips.loader import RawBatch
-from earthprior.chips.normalize import Normalizer
-from earthprior.errors import DataError, DeviceMemoryError, DivergedError, EarthPriorError, Interrupted, StorageError
-from earthprior.networks.tensor_file import listed, mismatches
+from earthprior.errors import DataError, DivergedError, Interrupted, StorageError
+from earthprior.memory import is_out_of_memory
 from earthprior.params import Params
-from earthprior.randomness import numpy_generator
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.training import divergence
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World, unwrap
+from earthprior.training.failed_step import OPTIMIZER, PASSES, READING, VALIDATION, FailedStep, out_of_memory, unread
+from earthprior.training.keeping import Keeping
 from earthprior.training.optim import OPTIMIZERS, averaged
+from earthprior.training.order import TrainingChips, batch_at, share_numbers, steps_in_epoch, visits
 from earthprior.training.progress import Progress
 from earthprior.training.rates import LRSchedule
 from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights
 from earthprior.training.sharpness import ascended
+from earthprior.training.state import learned, put_back
 from earthprior.training.stop import StopRequest
 from earthprior.training.validate import Validation, evaluating
-
-READING, PASSES = "reading of its chips", "forward and backward passes"
-OPTIMIZER, VALIDATION = "optimizer", "validation"
 
 Log = Callable[[Mapping[str, float], int, int], None]
 """log(metrics, step, epoch); never fails and never waits."""
 
 Validated = Callable[[Mapping[str, float]], None]
 """validated(row of the history); what it raises ends the training."""
-
-
-@dataclass(frozen=True)
-class TrainingChips:
-    """What the loop reads.
-
-    Attributes:
-        rows: The training chips.
-        read: Yields the raw batches for lists of indices into `rows`, in their order.
-        normalizer: Of the run.
-    """
-
-    rows: Sequence[ChipRow]
-    read: Callable[[Iterable[Sequence[int]]], Generator[RawBatch]]
-    normalizer: Normalizer
 
 
 @dataclass(frozen=True)
@@ -106,7 +87,7 @@ class Trainer:
         self.validation = validation
         self.device = device
         self.world = world
-        self.steps_per_epoch = len(chips.rows) * params.data.crops_per_chip // params.batch_size
+        self.steps_per_epoch = steps_in_epoch(params, len(chips.rows))
         self.total_steps = params.epochs * self.steps_per_epoch
         network = task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged(network, params.ema_decay)
@@ -120,7 +101,6 @@ class Trainer:
         self.best_epoch = 0
         self._epoch_loss = 0.0
         self._linear = task.linear.digest()
-        self._unsaved: int | None = None
         self._norms: deque[float] = deque(maxlen=divergence.NORMS)
         self._doing = ""
 
@@ -156,27 +136,24 @@ class Trainer:
             DivergedError: Loss or gradient became non-finite.
             DeviceMemoryError: There is too little memory; the state is saved where it is sound.
         """
-        saved_at, pause = time.monotonic(), self.params.operation.checkpoint_every_seconds
-        with closing(self.chips.read(self._order())) as raws:
+        keeping = Keeping(store, self.params, self.steps_per_epoch, progress)
+        order = visits(self.params, len(self.chips.rows), self.world, self.step)
+        with closing(self.chips.read(order)) as raws:
             while not self.finished:
                 try:
                     self._one_step(raws, log, progress, validated, store)
                 except divergence.NonFinite as fault:
                     raise self._diverged(fault, store) from None
                 except (DataError, StorageError) as error:
-                    raise self._unread(error, store) from error
+                    raise unread(error, self._failed(keeping)) from error
                 except Exception as error:
-                    if not memory.is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
-                    raise self._out_of_memory(error, store) from error
+                    failed = self._failed(keeping)
+                    raise out_of_memory(error, failed, self.params, self.device, self.world.size) from error
                 asked = self.world.largest(stop.signal_number or 0, self.device)
-                due = time.monotonic() - saved_at >= pause or self._at_checkpoint()
-                if self.world.is_first and (asked or due) and not self.finished:
-                    began = time.monotonic()
-                    self._save(store, progress, last_chance=bool(asked))
-                    # Huge states on slow disks: never more than a tenth of the time for checkpoints.
-                    pause = max(pause, 10 * (time.monotonic() - began)) if pause else 0
-                    saved_at = time.monotonic()
+                if self.world.is_first and (asked or keeping.due(self.step)) and not self.finished:
+                    keeping.save(self.step, self.state, last_chance=bool(asked))
                 if asked and not self.finished:
                     raise Interrupted(f"saved step {self.step:,} of {self.total_steps:,}", asked)
         if self.step < self.total_steps:
@@ -190,11 +167,7 @@ class Trainer:
         """All that a continued run needs, in plain types; the random draws need nothing."""
         return {
             "step": self.step,
-            "network": unwrap(self.task.network).state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_schedule": self.lr_schedule.state_dict(),
-            "task": {name: value for name, value in self.task.state_dict().items() if not name.startswith("network.")},
+            **learned(self.task, self.average, self.optimizer, self.lr_schedule),
             "history": self.history,
             "best": self.best,
             "best_gain": self.best_gain,
@@ -209,61 +182,13 @@ class Trainer:
         Raises:
             EarthPriorError: The state is another network's, which --accept-code lets through.
         """
-        wanted = self.state()
-        faults = [
-            f"{part}: {fault}" for part in ("network", "average") for fault in mismatches(wanted[part], state[part])
-        ]
-        if faults:
-            raise EarthPriorError(
-                f"the checkpoint does not fit the network of this code ({listed(faults)}). Restore the code that wrote "
-                "it, or start afresh"
-            )
-        try:
-            unwrap(self.task.network).load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_schedule.load_state_dict(state["lr_schedule"])
-            self.task.load_state_dict(state["task"], strict=False)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise EarthPriorError(
-                f"the checkpoint does not fit the optimizer of this code: {error}. Restore the code that wrote it, or "
-                "start afresh"
-            ) from None
+        put_back(state, self.task, self.average, self.optimizer, self.lr_schedule)
         self.step = state["step"]
         self.history = state["history"]
         self.best = state["best"]
         self.best_gain = state["best_gain"]
         self.best_epoch = state["best_epoch"]
         self._epoch_loss = state["epoch_loss"]
-
-    def _at_checkpoint(self) -> bool:
-        """Whether an epoch has just ended after which a checkpoint is wanted."""
-        interval = self.params.operation.checkpoint_interval
-        return interval is not None and self.step % (interval * self.steps_per_epoch) == 0
-
-    def _shares(self) -> range:
-        """The numbers of this process's shares of a step's batch, among all processes' shares."""
-        parts = self.params.accumulation_steps
-        return range(self.world.rank * parts, (self.world.rank + 1) * parts)
-
-    def _order(self) -> Iterator[list[int]]:
-        """Chip indices of this process's shares of all steps left; the epoch's permutation is f(seed, epoch)."""
-        length = self.params.batch_size // (self.world.size * self.params.accumulation_steps)
-        order: list[int] = []
-        for step in range(self.step, self.total_steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if not order or place == 0:
-                order = self._permutation(epoch)
-            for number in self._shares():
-                first = place * self.params.batch_size + number * length
-                yield order[first : first + length]
-
-    def _permutation(self, epoch: int) -> list[int]:
-        """Chip indices in the order of an epoch, counted from 0, of all processes."""
-        chips = len(self.chips.rows)
-        visits = numpy_generator(self.params.seed, "order", epoch).permutation(chips * self.params.data.crops_per_chip)
-        order: list[int] = (visits % chips).tolist()
-        return order
 
     def _one_step(
         self, raws: Iterator[RawBatch], log: Log, progress: Progress, validated: Validated, store: CheckpointStore
@@ -272,7 +197,7 @@ class Trainer:
         epoch = self.step // self.steps_per_epoch + 1
         shares = [
             make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
-            for number in self._shares()
+            for number in share_numbers(self.params, self.world)
         ]
         lr = self.lr_schedule.lr
         loss, norm = self._update(shares)
@@ -324,45 +249,19 @@ class Trainer:
         return total, length
 
     def _diverged(self, fault: divergence.NonFinite, store: CheckpointStore) -> DivergedError:
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        first = place * self.params.batch_size
         # Every process knows the whole batch, since the order is a function of the seed.
-        rows = [self.chips.rows[index] for index in self._permutation(epoch)[first : first + self.params.batch_size]]
-        moment = divergence.Moment(self.step + 1, self.total_steps, epoch + 1, self.lr_schedule.lr, tuple(self._norms))
+        rows = [self.chips.rows[index] for index in batch_at(self.params, len(self.chips.rows), self.step)]
+        epoch, lr = self.step // self.steps_per_epoch + 1, self.lr_schedule.lr
+        moment = divergence.Moment(self.step + 1, self.total_steps, epoch, lr, tuple(self._norms))
         return divergence.of_step(fault, moment, rows, self.params, self.device, store, self.world.is_first)
 
-    def _unread(self, error: DataError | StorageError, store: CheckpointStore) -> DataError | StorageError:
-        """What a chip that failed cost: nothing where it was read for a step, which had not begun."""
-        kind = DataError if isinstance(error, DataError) else StorageError
-        at = (
-            f"in the validation after step {self.step:,}"
-            if self._doing == VALIDATION
-            else f"before step {self.step + 1:,}"
-        )
-        return kind(f"{error}. Stopped {at} of {self.total_steps:,}; {self._kept(store)}")
-
-    def _kept(self, store: CheckpointStore) -> str:
-        """Save the state where a step failed that has changed nothing yet; what there is to continue from."""
+    def _failed(self, keeping: Keeping) -> FailedStep:
+        """Where a step failed; its state from before is saved where it has changed nothing yet."""
         # Batch norm's statistics move with the passes.
         moved = any(getattr(module, "track_running_stats", False) for module in self.task.network.modules())
-        if self._doing == READING or (self._doing == PASSES and not moved):
-            self._save_as_it_was(store)
-        return f"{last} is kept" if (last := store.newest()) else "there is no checkpoint yet"
-
-    def _out_of_memory(self, error: Exception, store: CheckpointStore) -> DeviceMemoryError:
-        kept = self._kept(store)
-        step = self.step if self._doing == VALIDATION else self.step + 1
-        helps = memory.what_helps(error, self.params, self.world.size, self._doing == VALIDATION)
-        return DeviceMemoryError(
-            f"out of memory at step {step:,} in the {self._doing} ({memory.where(self.device)}); {kept}. End other "
-            f"programs that use it; or {helps}"
-        )
-
-    def _save_as_it_was(self, store: CheckpointStore) -> None:
-        """Save the state from before a step that failed, unless it is saved already."""
-        if self.world.is_first and self.step and store.steps()[-1:] != [self.step]:
-            with suppress(StorageError, MemoryError, RuntimeError):
-                store.save(self.step, self.state())
+        if self.world.is_first and (self._doing == READING or (self._doing == PASSES and not moved)):
+            keeping.save_as_it_was(self.step, self.state)
+        return FailedStep(self.step, self.total_steps, self._doing, keeping.kept())
 
     def _end_epoch(
         self, epoch: int, lr: float, log: Log, progress: Progress, validated: Validated, store: CheckpointStore
@@ -392,22 +291,6 @@ class Trainer:
                 self.best = _plain(self.average.module)
         if self.world.is_first:
             validated(self.history[-1])
-
-    def _save(self, store: CheckpointStore, progress: Progress, last_chance: bool) -> None:
-        try:
-            store.save(self.step, self.state())
-        except StorageError as error:
-            if last_chance:
-                raise
-            # Training is worth more than one checkpoint; the earlier ones are untouched. Said once for each reason.
-            reason = getattr(error.__cause__, "errno", None) or 0
-            if reason != self._unsaved:
-                progress.note(f"warning: {error}. Training goes on, and tries again at every checkpoint")
-            self._unsaved = reason
-        else:
-            if self._unsaved is not None:
-                progress.note(f"checkpoints are written again: step {self.step:,} is saved")
-            self._unsaved = None
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from earthprior.params.editing import overlay_text, plain
 from earthprior.tracking import RunRef, Tracker, open_tracker
 from earthprior.training.checkpoint import ACCEPT_CODE
 from earthprior.training.distributed import World, only_writer
-from earthprior.training.session import Home, Hooks, Run, Session, Trained, prepare_torch
+from earthprior.training.run import Home, Run
+from earthprior.training.session import Hooks, Session, Trained, prepare_torch
 from earthprior.training.stop import StopRequest
 from earthprior.tuning.space import held_values, suggest
 from earthprior.tuning.study import folder_name

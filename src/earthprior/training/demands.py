@@ -1,0 +1,44 @@
+"""What params.yaml asks of chips, processes and memory; refused before any work where they cannot give it."""
+
+from __future__ import annotations
+
+from earthprior import memory
+from earthprior.errors import ParamsError
+from earthprior.params import Params
+
+
+def check_batch_size(params: Params, chips: int, processes: int) -> None:
+    """Refuse a batch that does not come out even.
+
+    Raises:
+        ParamsError: Batches cannot be shared out evenly, or an epoch fills none.
+    """
+    shares = processes * params.accumulation_steps
+    if params.batch_size % shares:
+        parts = f" of accumulation_steps {params.accumulation_steps}" if params.accumulation_steps > 1 else ""
+        raise ParamsError(
+            f"batch_size {params.batch_size} cannot be shared out evenly to {processes} processes{parts}; "
+            f"use a multiple of {shares}"
+        )
+    fault = params.epoch_fault(chips)
+    if fault:
+        raise ParamsError(fault)
+
+
+def check_memory(params: Params, chips: int, processes: int) -> None:
+    """Refuse what is hopeless; whether the rest fits shows when it is used.
+
+    Raises:
+        ParamsError: This machine cannot hold a batch, the linear denoiser or an epoch's order.
+    """
+    data, bands, px = params.data, len(params.data.bands), params.data.train_px
+    batch = -(-params.batch_size // processes)
+    memory.require(
+        {
+            # Three buffers of whole chips in the loader; the views of them, noise, and what the network is told.
+            f"batch_size {params.batch_size:,}": batch * bands * (3 * data.read_px**2 * 2 + 4 * px**2 * 4),
+            # Its matrices, complex and double while they are fitted, and as many again on the way.
+            f"data.crop_px {px:,} with {bands} data.bands": 3 * px * (px // 2 + 1) * bands**2 * 16,
+            f"data.crops_per_chip {data.crops_per_chip:,}": 16 * chips * data.crops_per_chip,
+        }
+    )
