@@ -462,6 +462,26 @@ def test_a_file_that_is_refused_is_told_and_tried_again(
     check_whole(root, runs(root)[0])
 
 
+def test_a_run_that_somebody_deletes_meanwhile_is_told_of_once_and_made_again(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("earthprior.mirror.FIRST_RETRY_SECONDS", 0.05)
+    tracker = train(root, 1)
+    end = time.monotonic() + 30
+    while not runs(root) or not runs(root)[0].data.metrics:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    client(root).delete_run(runs(root)[0].info.run_id)
+    for step, value in POINTS[1:]:
+        tracker.log({"loss": value}, step)
+        time.sleep(0.4 * (step in (2, 3, 4)))
+    assert not tracker.close()
+    assert caplog.text.count("Current state is deleted") == 1
+    sync(root)
+    (run,) = runs(root)
+    assert history(root, run.info.run_id, "loss") == POINTS
+
+
 def test_a_killed_evaluation_leaves_nothing_to_deliver(root: Path, outage: Any) -> None:
     ref = finish(root, train(root))
     with outage():

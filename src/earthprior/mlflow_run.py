@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from earthprior import tracking_view
 from earthprior.courier import Point, Rejected, metric_name
 from earthprior.identity import process_alive, process_tags
-from earthprior.mlflow_find import EVALUATED, PARENT, UID, Finder, is_empty
+from earthprior.mlflow_find import EVALUATED, PARENT, UID, Finder, find, is_empty
 from earthprior.naming import titled
 from earthprior.outbox import RunRecord, Training
 from earthprior.tracking_store import RunRef, Store, reason
@@ -153,7 +153,8 @@ class MlflowRun:
             try:
                 self._client.log_batch(self._run_id, metrics=metrics, synchronous=True)
             except MlflowException as error:
-                if error.error_code == "INVALID_PARAMETER_VALUE":
+                # It says the same of a run that somebody has deleted meanwhile, whose points are not at fault.
+                if error.error_code == "INVALID_PARAMETER_VALUE" and find(self._client, self._run_id):
                     raise Rejected(reason(error)) from error
                 raise
 
