@@ -20,7 +20,7 @@ import psutil
 
 from earthprior import params
 from earthprior.errors import EarthPriorError, ParamsError
-from earthprior.params.plain import key_shown, shown
+from earthprior.params.plain import LONGEST_TEXT, key_shown, shown
 from earthprior.tracking_store import EXPERIMENT, RunRef, locate
 from earthprior.training.stop import stop_requests
 
@@ -90,6 +90,11 @@ def _read(key: str, text: str) -> Any:
     """The value that DVC reads from a text."""
     from dvc.utils.hydra import to_hydra_overrides
 
+    if len(text) > LONGEST_TEXT:
+        # Its parser takes minutes over what no key takes in the end.
+        raise ParamsError(
+            f"{key_shown(key)}: {shown(text)} has {len(text):,} characters; no value needs {LONGEST_TEXT:,}"
+        )
     try:
         (override,) = to_hydra_overrides([f"value={text}"])
     except Exception as error:  # noqa: BLE001 (a parser's own, of a package that only DVC needs)
