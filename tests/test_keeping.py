@@ -106,3 +106,16 @@ def test_a_slow_disk_takes_no_more_than_a_tenth_of_the_time(
     assert due_after(60) == [False, True]
     kept.save(1, lambda: state(20), last_chance=False)
     assert due_after(200) == [False, True]
+
+
+def test_a_folder_that_cannot_be_listed_does_not_hide_why_a_step_failed(
+    make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, "f" * 12, {})
+    kept = Keeping(store, make_tiny().params, 4, Progress(12, 0, 3, enabled=False))
+
+    def gone() -> list[int]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store, "steps", gone)
+    kept.save_as_it_was(1, dict)

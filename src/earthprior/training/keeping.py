@@ -69,8 +69,8 @@ class Keeping:
 
     def save_as_it_was(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save the state from before a step that failed, if it can be, unless it is saved already."""
-        if step and self._store.steps()[-1:] != [step]:
-            with suppress(StorageError, MemoryError, RuntimeError):
+        with suppress(StorageError, OSError, MemoryError, RuntimeError):
+            if step and self._store.steps()[-1:] != [step]:
                 self._store.save(step, state())
 
     def kept(self) -> str:
