@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import numpy as np
 import pytest
 
-from earthprior.chips.georeference import TOLERANCE, connected_groups, overlaps_between
+from earthprior.chips.georeference import TOLERANCE, Ground, connected_groups, overlaps_between
+from earthprior.errors import EarthPriorError
 
 
 def boxes_of(count, seed, stretch=(1.0, 1.0)):
@@ -91,3 +94,13 @@ def test_many_dates_of_one_place_are_one_box():
     same = (0.0, 0.0, 10.0, 10.0)
     found = overlaps_between(["a"] * 20_000, [same] * 20_000, [0] * 10_000 + [1] * 10_000)
     assert found.pairs == 10_000**2
+
+
+def test_a_python_whose_sqlite_has_no_trees_is_told_apart_from_a_full_disk():
+    class Treeless:
+        def executescript(self, _):
+            raise sqlite3.OperationalError("no such module: rtree")
+
+    with pytest.raises(EarthPriorError, match=r"without R-trees.*use another Python") as caught:
+        Ground(Treeless(), 0.0)
+    assert caught.value.exit_code == 2

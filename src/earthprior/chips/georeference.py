@@ -10,6 +10,8 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from earthprior.errors import EarthPriorError
+
 Bounds = tuple[float, float, float, float]
 
 TOLERANCE = 0.001
@@ -73,12 +75,23 @@ class Ground:
         database: Where its tables are made.
         reach: By how much every footprint is grown on each side before they are compared, as a share of its own side;
             negative to shrink.
+
+    Raises:
+        EarthPriorError: This Python's SQLite was built without R-trees.
     """
 
     def __init__(self, database: sqlite3.Connection, reach: float) -> None:
         self._database, self._reach = database, reach
         self._waiting: list[tuple[int, int, int, float, float, float, float]] = []
-        database.executescript(_TABLES)
+        try:
+            database.executescript(_TABLES)
+        except sqlite3.OperationalError as error:
+            if "no such module" not in str(error):
+                raise
+            raise EarthPriorError(
+                f"the SQLite of this Python ({sqlite3.sqlite_version}) was built without R-trees, by which chips that "
+                "overlap are found; use another Python (python.org's, your distribution's and conda's have them)"
+            ) from None
 
     def add(self, chip: int, rank: int, crs: str, bounds: Bounds) -> None:
         """A chip's footprint, in units of its CRS.
