@@ -33,10 +33,13 @@ def check_memory(params: Params, chips: int, processes: int) -> None:
     """
     data, bands, px = params.data, len(params.data.bands), params.data.train_px
     batch = -(-params.batch_size // processes)
+    part = -(-batch // params.accumulation_steps)
+    # Of each chip of a batch the view; of each in a part of it whole chips in the loader's three buffers, the noise,
+    # and what the network is told.
+    view, beside = 4 * px**2, 3 * (2 * data.read_px**2 + 4 * px**2)
     memory.require(
         {
-            # Three buffers of whole chips in the loader; the views of them, noise, and what the network is told.
-            f"batch_size {params.batch_size:,}": batch * bands * (3 * data.read_px**2 * 2 + 4 * px**2 * 4),
+            f"batch_size {params.batch_size:,}": bands * (batch * view + part * beside),
             # Its matrices, complex and double while they are fitted, and as many again on the way.
             f"data.crop_px {px:,} with {bands} data.bands": 3 * px * (px // 2 + 1) * bands**2 * 16,
             f"data.crops_per_chip {data.crops_per_chip:,}": 16 * chips * data.crops_per_chip,
