@@ -106,6 +106,9 @@ def test_a_slow_disk_takes_no_more_than_a_tenth_of_the_time(
     assert due_after(60) == [False, True]
     kept.save(1, lambda: state(20), last_chance=False)
     assert due_after(200) == [False, True]
+    # it was a bad hour of a network share
+    kept.save(1, lambda: state(2), last_chance=False)
+    assert due_after(60) == [False, True]
 
 
 def test_a_folder_that_cannot_be_listed_does_not_hide_why_a_step_failed(

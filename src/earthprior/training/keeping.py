@@ -28,7 +28,7 @@ class Keeping:
         self._progress = progress
         interval = params.operation.checkpoint_interval
         self._interval = None if interval is None else interval * steps_per_epoch
-        self._pause = params.operation.checkpoint_every_seconds
+        self._wanted_pause = self._pause = params.operation.checkpoint_every_seconds
         self._saved_at = time.monotonic()
         self._refused: int | None = None
 
@@ -64,8 +64,9 @@ class Keeping:
                 self._progress.note(f"checkpoints are written again: step {step:,} is saved")
             self._refused = None
         self._saved_at = time.monotonic()
-        # Huge states on slow disks: never more than a tenth of the time for checkpoints.
-        self._pause = max(self._pause, 10 * (self._saved_at - began)) if self._pause else 0
+        # Huge states on slow disks: never more than a tenth of the time for checkpoints. One that was slow once is no
+        # reason to lose more ever after.
+        self._pause = max(self._wanted_pause, 10 * (self._saved_at - began)) if self._wanted_pause else 0
 
     def save_as_it_was(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save the state from before a step that failed, if it can be, unless it is saved already."""
