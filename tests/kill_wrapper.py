@@ -198,6 +198,10 @@ if __name__ == "__main__":
     except SystemExit as end:
         code = end.code
         raise
+    except KeyboardInterrupt:
+        # As earthprior's own __main__, while modules are imported.
+        code = 130
+        sys.exit(code)
     except BaseException:
         code = "error"
         raise

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -98,6 +99,22 @@ sys.modules["earthprior.stages.{stage}"] = stage
 def root(tmp_path: Path, make_params: Callable[..., Params]) -> Path:
     write_json(tmp_path / "params.yaml", make_params().model_dump(mode="json"))  # JSON is YAML
     return tmp_path
+
+
+def test_a_stop_while_modules_are_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "earthprior.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "earthprior.cli", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("earthprior", run_name="__main__")
+    assert caught.value.code == 130
+    assert "the same command begins" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
