@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from earthprior import build, identity, memory, pictures, tracking
+from earthprior import build, identity, memory, outbox, pictures, tracking
 from earthprior.diffusion.gain import RHOS
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import DataError, DivergedError, EarthPriorError, Interrupted, ParamsError, StorageError
@@ -36,6 +36,7 @@ from earthprior.training import linear_denoiser, session
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
 from earthprior.training.loop import Trainer
+from earthprior.undelivered import waiting
 
 OUTS = [
     "config.json", "environment.json", "history.csv", "linear.safetensors", "mlflow_run.json", "network.safetensors",
@@ -630,6 +631,34 @@ def test_what_mlflow_has_not_heard_outlives_the_work_folder(
     assert kept.name.startswith(work_folder(root, params).name)
     assert (kept / "metrics.jsonl").read_text().count("\n") > 2
     assert not work_folder(root, params).exists()
+
+
+@pytest.mark.parametrize("stage", [None, "pretrain"])
+def test_a_disk_too_full_to_set_aside_what_mlflow_has_not_heard_stops_nothing_and_loses_nothing(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stage: str | None
+) -> None:
+    def full(path: Path, kept: Path) -> None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if stage:
+        monkeypatch.setenv("DVC_STAGE", stage)
+    monkeypatch.setattr(outbox, "_link", full)
+    root, params = project(epochs=2)
+    pretrain.run(params, root)
+    assert (root / "results/pretrain/network.safetensors").exists()
+    ((waits, _),) = waiting(root)
+    assert waits.folder == work_folder(root, params)
+    assert (waits.folder / "metrics.jsonl").read_text().count("\n") > 2
+    assert not list((root / "work/undelivered").glob("*")), "nothing half-made takes up room"
+    (warned,) = [record.getMessage() for record in caplog.records if "stays" in record.getMessage()]
+    assert warned.startswith(f"work/pretrain/{waits.folder.name} stays: MLflow has yet to hear of it")
+    assert "No space left" in warned
+    # with room again, the same command goes to its end once more, and tidies up
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "import_mlflow", lambda: False)
+    pretrain.run(params, root)
+    assert not waits.folder.exists()
 
 
 class Command:

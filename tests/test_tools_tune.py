@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -20,7 +21,7 @@ import torch
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
-from earthprior import cli, identity, tracking
+from earthprior import cli, identity, outbox, tracking
 from earthprior.errors import DataError, DivergedError, EarthPriorError, Interrupted, ParamsError, StorageError
 from earthprior.identity import CodeHash
 from earthprior.params import Params, load
@@ -304,6 +305,21 @@ def test_changed_code_begins_a_stopped_trial_anew(project: MakeProject, monkeypa
     monkeypatch.setattr(Trainer, "_update", lambda self, *rest: (steps.append(self.step), update(self, *rest))[1])
     assert states(search(params, root)) == ["FAIL", "COMPLETE"]
     assert steps == list(range(8))
+
+
+def test_a_trial_whose_outbox_finds_no_room_elsewhere_counts_and_keeps_it(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, kept: Path) -> None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(outbox, "_link", full)
+    root, params = project(tune__trials=1)
+    assert states(search(params, root)) == ["COMPLETE"]
+    (state,) = [waits.folder for waits, record in waiting(root) if record.parent]
+    assert state.is_relative_to(root / "work/tune/mine")
+    assert (state / "metrics.jsonl").read_text().count("\n") > 2
 
 
 def test_a_trial_that_another_process_holds_is_left_to_it(

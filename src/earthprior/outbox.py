@@ -11,6 +11,7 @@ So no outage and no kill loses any of it, and whatever process comes later can d
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,8 @@ from filelock import FileLock, Timeout
 
 from earthprior.files import read_json, replacing, write_json
 from earthprior.journal import Journal, Position
+
+logger = logging.getLogger(__name__)
 
 POINTS, MESSAGES, RECORD, ARTIFACTS, LOCK = (
     "metrics.jsonl", "messages.jsonl", "run.json", "artifacts", "delivery.lock",
@@ -241,7 +244,7 @@ def folder_of(home: Path, record: RunRecord) -> Path:
     return home / UNDELIVERED / f"{label}-{'evaluate-' if record.training else ''}{record.uid[:8]}"
 
 
-def set_aside(folder: Path, home: Path) -> None:
+def set_aside(folder: Path, home: Path) -> bool:
     """Keep a training's outbox, if MLflow has yet to hear of it, before its folder is deleted.
 
     The copy comes under its final name complete or not at all, and what it is made of stays.
@@ -250,15 +253,30 @@ def set_aside(folder: Path, home: Path) -> None:
         folder: Of the training.
         home: The main checkout.
 
-    Raises:
-        OSError: The disk is full or failing.
+    Returns:
+        Whether the folder may go. Where the disk is full or failing it must stay, which a warning tells.
     """
     outbox = Outbox(folder)
     record = outbox.record()
     if record is None:
-        return
+        return True
     kept = folder_of(home, record)
-    building = kept.with_name(f".{kept.name}.tmp")
+    try:
+        _set_aside(outbox, kept)
+    except OSError as error:
+        shutil.rmtree(_building(kept), ignore_errors=True)
+        place = os.path.relpath(folder, home)
+        logger.warning("%s stays: MLflow has yet to hear of it, and no copy can be kept (%s)", place, error)
+        return False
+    return True
+
+
+def _building(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}.tmp")
+
+
+def _set_aside(outbox: Outbox, kept: Path) -> None:
+    folder, building = outbox.folder, _building(kept)
     # Of a try that was killed; also where MLflow has heard of everything since.
     shutil.rmtree(building, ignore_errors=True)
     if not outbox.waits:

@@ -67,7 +67,8 @@ class Hooks:
         validated: Called with the history's row after each validation, those of an earlier process included; may raise
             Pruned.
         trained: Called when all is written, before the MLflow run is closed.
-        done: Called at the very end: what becomes of the state.
+        done: Called at the very end: what becomes of the state. Not where it holds what MLflow has yet to hear of, and
+            no copy of that could be kept: then it stays.
     """
 
     open_run: Callable[[Mapping[str, str], Journal], Tracker]
@@ -180,8 +181,8 @@ class Session:
         # Of the stage the run stays open for evaluate, but this process has said all it had to say.
         tracker.close("FINISHED")
         # A finished run leaves no folder, or not for long, but MLflow may have yet to hear of it.
-        outbox.set_aside(self.home.folder, identity.main_root(self.home.root))
-        self.hooks.done(store)
+        if outbox.set_aside(self.home.folder, identity.main_root(self.home.root)):
+            self.hooks.done(store)
 
     def _trainer(self, wanted: str | None) -> Trainer:
         """The trainer of this run at its first step.

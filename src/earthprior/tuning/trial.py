@@ -101,13 +101,15 @@ def run_trial(trial: optuna.Trial, context: Context, stop: StopRequest) -> tuple
             Session(run, home, hooks, device, World()).run(stop, accepted)
         except CodeChangedError as error:
             print(f"trial {trial.number} begins anew: {error}", file=sys.stderr, flush=True)
-            outbox.set_aside(home.folder, identity.main_root(context.root))
+            if not outbox.set_aside(home.folder, identity.main_root(context.root)):
+                raise
             for path in set(home.folder.iterdir()) - {home.folder / "lock", home.folder / "owner"}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             Session(run, home, hooks, device, World()).run(stop)
     trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
     # MLflow has all of it, or its outbox has; a study of hundreds of trials would otherwise keep every network twice.
-    shutil.rmtree(folder, ignore_errors=True)
+    if not outbox.Outbox(home.folder).waits:
+        shutil.rmtree(folder, ignore_errors=True)
     return attempt.values
 
 

@@ -154,12 +154,8 @@ class Worker:
     def _forget(self, trial: optuna.Trial) -> None:
         """Delete the state of a trial that nobody will go on from, and keep what MLflow has yet to hear of it."""
         folder = self.context.folder / str(trial.user_attrs.get("folder", folder_name(trial.number)))
-        try:
-            outbox.set_aside(folder / "state", main_root(self.context.root))
-        except OSError as error:
-            logger.warning("%s stays: MLflow has yet to hear of it, and no copy can be kept (%s)", folder.name, error)
-            return
-        shutil.rmtree(folder, ignore_errors=True)
+        if outbox.set_aside(folder / "state", main_root(self.context.root)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _reasons(self) -> str:
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
