@@ -6,7 +6,7 @@ import logging
 import math
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -99,7 +99,8 @@ class Courier:
         self._reason_of = reason_of
         self._position, self._said = Position(), Position()
         self._held: Mapping[str, int] | None = None
-        self._delivered = 0
+        self._delivered = self._lost = 0
+        self._why_lost = ""
 
     @property
     def opened(self) -> bool:
@@ -130,6 +131,8 @@ class Courier:
         refused: list[Path] = []
         yield from self._messages(refused if last else None)
         if last:
+            if self._lost:
+                logger.warning("MLflow: refuses %d points (%s); they are in %s", self._lost, self._why_lost, POINTS)
             status, time_ms = self._outbox.ending() or ("KILLED", self._outbox.last_time_ms())
             self._remote.finish(status, time_ms)
             self.complete = not refused
@@ -137,23 +140,34 @@ class Courier:
                 self._outbox.mark_told()
 
     def _points(self) -> Iterator[None]:
+        held = self._held or {}
         for records, position in positions(self._outbox.journal, self._position, RECORDS_AT_ONCE):
             if position.generation != self._position.generation:
-                self._delivered = 0
-            self._send(list(points(records)))
+                self._delivered = self._lost = 0
+            some = list(points(records))
+            fresh = [point for point in some if point.step > held.get(point.name, point.step - 1)]
+            lost = (yield from self._send(fresh)) if fresh else 0
+            self._delivered += len(some) - lost
+            self._lost += lost
             self._position = position
             yield
 
-    def _send(self, some: Sequence[Point]) -> None:
-        held = self._held or {}
-        fresh = [point for point in some if point.step > held.get(point.name, point.step - 1)]
+    def _send(self, some: Sequence[Point]) -> Generator[None, None, int]:
+        """Send points, half by half where they are refused: only those are lost that the store never takes; how many.
+
+        What it took of a refused batch it gets a second time, which is harmless.
+        """
         try:
-            if fresh:
-                self._remote.log_points(fresh)
+            self._remote.log_points(some)
+            return 0
         except Rejected as error:
-            logger.warning("MLflow: refuses %d points (%s); they are in %s", len(fresh), error, POINTS)
-            self._delivered -= len(fresh)
-        self._delivered += len(some)
+            if len(some) == 1:
+                self._why_lost = str(error)
+                return 1
+        yield
+        middle = len(some) // 2
+        lost = yield from self._send(some[:middle])
+        return lost + (yield from self._send(some[middle:]))
 
     def _messages(self, refused: list[Path] | None) -> Iterator[None]:
         """Tags and files; where `refused` is given it gets the files that the store would not take."""
