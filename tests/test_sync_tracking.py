@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -458,6 +459,57 @@ def test_a_file_that_is_refused_is_told_and_tried_again(
             sync_tracking.run(root)
     (run,) = runs(root)
     assert (run.info.status, len(history(root, run.info.run_id, "loss"))) == ("FINISHED", 300)
+    sync(root)
+    check_whole(root, runs(root)[0])
+
+
+def test_a_file_that_is_refused_for_ever_is_given_up_and_costs_the_others_nothing(
+    root: Path, outage: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with outage():
+        finish(root, train(root))
+    upload, asked = MlflowRun.upload, []
+
+    def refuses(self: MlflowRun, path: Path, folder: str) -> None:
+        asked.append(path.name)
+        if path.name == "network.safetensors":
+            raise RuntimeError("413 Request Entity Too Large")
+        upload(self, path, folder)
+
+    monkeypatch.setattr(MlflowRun, "upload", refuses)
+    for _ in range(2):
+        with pytest.raises(EarthPriorError, match="not all of its files were taken"):
+            sync_tracking.run(root)
+    assert asked == ["network.safetensors", "params.yaml", "network.safetensors"], "what was taken is not sent again"
+    monkeypatch.chdir(root)
+    caplog.clear()
+    sync_tracking.run(root)
+    assert waiting(root) == []
+    (kept,) = (root / "work/undelivered").iterdir()
+    place = f"work/undelivered/{kept.name}/network.safetensors"
+    assert (root / place).read_bytes() == b"weights"
+    assert re.findall(r"MLflow: .*network.*", caplog.text) == [
+        f"MLflow: refused network.safetensors 3 times (413 Request Entity Too Large), gave it up; it lies in {place}"
+    ]
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED"
+    assert artifacts(root, run.info.run_id).keys() >= {"params.yaml"}
+    sync_tracking.run(root)
+    assert len(asked) == 4
+
+
+def test_a_run_that_is_made_anew_hears_all_again(root: Path, outage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with outage():
+        finish(root, train(root))
+
+    def refuses(self: MlflowRun, path: Path, folder: str) -> None:
+        raise RuntimeError("413 Request Entity Too Large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowRun, "upload", refuses)
+        with pytest.raises(EarthPriorError, match="not all of its files were taken"):
+            sync_tracking.run(root)
+    client(root).delete_run(runs(root)[0].info.run_id)
     sync(root)
     check_whole(root, runs(root)[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import posixpath
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from earthprior.outbox import POINTS, Outbox, positions
 logger = logging.getLogger(__name__)
 
 RECORDS_AT_ONCE = 200
+TRIES = 3
+"""Deliveries in which a store may refuse a file before that is given up."""
 NAME_LENGTH = 250
 
 
@@ -93,7 +96,7 @@ class Courier:
     """
 
     def __init__(self, outbox: Outbox, remote: RemoteRun, reason_of: Callable[[Exception], str] = str) -> None:
-        self.complete = False
+        self.complete = self.gave_up = False
         self._outbox = outbox
         self._remote = remote
         self._reason_of = reason_of
@@ -101,6 +104,8 @@ class Courier:
         self._held: Mapping[str, int] | None = None
         self._delivered = self._lost = 0
         self._why_lost = ""
+        self._again: list[dict[str, Any]] = []
+        self._refused: list[dict[str, Any]] = []
 
     @property
     def opened(self) -> bool:
@@ -125,19 +130,24 @@ class Courier:
         """
         if self._held is None:
             self._held = self._remote.open()
+            # Only now: it is forgotten where the run had to be made anew.
+            offset, self._again = self._outbox.said_before()
+            self._said = Position(self._said.generation, offset)
             yield
             self._remote.watch()
         yield from self._points()
-        refused: list[Path] = []
-        yield from self._messages(refused if last else None)
+        yield from self._messages(last)
         if last:
             if self._lost:
                 logger.warning("MLflow: refuses %d points (%s); they are in %s", self._lost, self._why_lost, POINTS)
             status, time_ms = self._outbox.ending() or ("KILLED", self._outbox.last_time_ms())
             self._remote.finish(status, time_ms)
-            self.complete = not refused
+            self.complete = all(message["tries"] >= TRIES for message in self._refused)
+            self.gave_up = self.complete and bool(self._refused)
             if self.complete:
                 self._outbox.mark_told()
+            else:
+                self._outbox.mark_said(self._said.offset, self._refused)
 
     def _points(self) -> Iterator[None]:
         held = self._held or {}
@@ -169,18 +179,27 @@ class Courier:
         lost = yield from self._send(some[:middle])
         return lost + (yield from self._send(some[middle:]))
 
-    def _messages(self, refused: list[Path] | None) -> Iterator[None]:
-        """Tags and files; where `refused` is given it gets the files that the store would not take."""
+    def _messages(self, last: bool) -> Iterator[None]:
+        """Tags and files; at last those files, too, that an earlier delivery was refused."""
         for messages, position in positions(self._outbox.messages, self._said, 1):
             for message in messages:
                 if "tags" in message:
                     self._remote.set_tags(message["tags"])
-                elif name := message.get("file") or message.get("picture"):
-                    self._store(self._outbox.folder / name, message, refused)
+                elif "file" in message or "picture" in message:
+                    self._store(message, last)
             self._said = position
             yield
+        while last and self._again:
+            self._store(self._again[0], last)
+            del self._again[0]
+            yield
 
-    def _store(self, path: Path, message: Mapping[str, Any], refused: list[Path] | None) -> None:
+    def _store(self, message: Mapping[str, Any], last: bool) -> None:
+        tries = message.get("tries", 0) + 1
+        if tries > TRIES:
+            self._refused.append({**message})
+            return
+        path = self._outbox.folder / (message.get("file") or message["picture"])
         try:
             if "picture" in message:
                 self._remote.upload_picture(path, message["key"], message["step"])
@@ -189,11 +208,18 @@ class Courier:
         except FileNotFoundError:
             logger.warning("MLflow: %s is gone, it could not be stored with the run", path.name)
         except Exception as error:
-            if refused is None:
+            if not last:
                 raise
             self._remote.probe()
-            logger.warning("MLflow: could not store %s (%s)", path.name, self._reason_of(error))
-            refused.append(path)
+            self._refused.append({**message, "tries": tries})
+            reason = self._reason_of(error)
+            if tries < TRIES:
+                logger.warning("MLflow: could not store %s (%s)", path.name, reason)
+                return
+            place = os.path.relpath(path)
+            logger.warning(
+                "MLflow: refused %s %d times (%s), gave it up; it lies in %s", path.name, tries, reason, place
+            )
 
 
 def metric_name(name: str) -> str:

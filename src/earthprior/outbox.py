@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,10 +143,13 @@ class Outbox:
 
     def remember(self, run_id: str) -> None:
         """Note where in MLflow the run is."""
-        record = self.record() or self._record
+        found = self.record()
+        record = found or self._record
         # Not where the folder is gone: its run is done, or another's.
         if record is not None and self.folder.is_dir():
-            write_json(self.folder / RECORD, asdict(replace(record, run_id=run_id)))
+            # Another run than before has yet to hear of everything.
+            said = {"said": self._noted("said")} if found and found.run_id == run_id else {}
+            write_json(self.folder / RECORD, {**asdict(replace(record, run_id=run_id)), **said})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Tags for the run."""
@@ -183,7 +186,7 @@ class Outbox:
     def waits(self) -> bool:
         """Whether there is anything that MLflow has not heard."""
         try:
-            return bool(read_json(self.folder / RECORD).get("told") != self._extent())
+            return bool(self._noted("told") != self._extent())
         except (OSError, ValueError, AttributeError):
             return False
 
@@ -192,6 +195,20 @@ class Outbox:
         record = self.record()
         if record is not None:
             write_json(self.folder / RECORD, {**asdict(record), "told": self._extent()})
+
+    def mark_said(self, offset: int, refused: Sequence[Mapping[str, Any]]) -> None:
+        """Note that MLflow has heard all messages up to an offset but some, whose files it refused `tries` times."""
+        record = self.record()
+        if record is not None:
+            write_json(self.folder / RECORD, {**asdict(record), "said": {"offset": offset, "refused": list(refused)}})
+
+    def said_before(self) -> tuple[int, list[dict[str, Any]]]:
+        """What an earlier delivery has noted with `mark_said`; nothing where none has."""
+        try:
+            said = self._noted("said")
+            return int(said["offset"]), [dict(message) for message in said["refused"]]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return 0, []
 
     def hold(self) -> bool:
         """Become, or be, the one who delivers; False if another process, or another part of this one, is at it."""
@@ -224,6 +241,9 @@ class Outbox:
         """Release the files."""
         self.journal.close()
         self.messages.close()
+
+    def _noted(self, what: str) -> Any:
+        return read_json(self.folder / RECORD).get(what)
 
     def _kept(self, path: Path, name: Path) -> str:
         """A file's name in the outbox."""

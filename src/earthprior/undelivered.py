@@ -37,7 +37,8 @@ def deliver(
     """Deliver one outbox whose process is gone, piece by piece.
 
     One that a process has in hand is left to that, and one whose forerunner is not in the store yet is left for later.
-    A training's folder stays, so that it can still be continued; other outboxes are removed when all is delivered.
+    A training's folder stays, so that it can still be continued; other outboxes are removed when all is delivered,
+    unless a file of theirs was given up, which is then nowhere else.
 
     Args:
         outbox: To deliver.
@@ -62,7 +63,7 @@ def deliver(
         finally:
             report(record, courier.delivery)
             outbox.close()
-        if courier.complete and home_place:
+        if courier.complete and home_place and not courier.gave_up:
             outbox.remove()
 
 
