@@ -87,13 +87,18 @@ def test_a_killed_pipeline_continues_and_a_second_dvc_beside_it_harms_nothing(pa
 
 
 def refused(project: Project) -> None:
-    """`dvc exp run` in a workspace where the stage of a `dvc repro` stands still in the middle of its steps."""
+    """`dvc exp run -S` in a workspace where the stage of a `dvc repro` stands still in the middle of its steps."""
+    params = project.root / "params.yaml"
+    before = params.read_bytes()
     done = subprocess.run(
-        ["dvc", "exp", "run", "-n", "beside"], cwd=project.root, env=project.environment, capture_output=True,
-        text=True, check=False,
+        ["dvc", "exp", "run", "-n", "beside", "-S", "lr=0.5"], cwd=project.root, env=project.environment,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert "is busy, it is being blocked by" in done.stdout + done.stderr
+    assert b"\nlr: 0.5" in params.read_bytes(), "it leaves the value behind, which the stage tells of"
+    # As the stage asks for: else it would end with exit code 2, and dvc record nothing.
+    params.write_bytes(before)
 
 
 def test_one_run_holds_training_and_evaluation(project: Project) -> None:

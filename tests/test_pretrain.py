@@ -621,6 +621,32 @@ def test_what_dvc_has_not_recorded_is_not_trained_again(
     assert f"training {STEPS} steps" in capsys.readouterr().err
 
 
+def test_under_dvc_a_changed_params_file_is_told_while_the_training_can_still_be_recorded(
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, params = project()
+    shutil.copy(Path(__file__).parents[1] / "dvc.yaml", root)
+    path = root / "params.yaml"
+    before = path.read_text()
+    one_step = Trainer._one_step
+
+    def edited(trainer: Trainer, *arguments: Any) -> None:
+        if trainer.step == 5:
+            load_with(root, {"lr": 0.5})
+        if trainer.step == 12:
+            path.write_text(before)
+        one_step(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "_one_step", edited)
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    pretrain.run(params, root)
+    said = capsys.readouterr().err
+    warned, again = f"(lr: {params.lr} -> 0.5)", "params.yaml is again what pretrain runs with"
+    assert said.count(warned) == said.count(again) == 1
+    ends = [said.index(f"epoch {epoch}/{EPOCHS}: ") for epoch in (1, 2, 3, 4)]
+    assert ends[0] < said.index(warned) < ends[2] < said.index(again)
+
+
 def test_what_mlflow_has_not_heard_outlives_the_work_folder(
     project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,44 @@ def test_params_that_changed_under_a_stage_are_not_recorded_with_it(
     under_dvc.check_params(stage, before, root)
 
 
+def test_params_that_change_under_a_stage_are_told_at_once_and_again_when_they_are_put_back(root: Path) -> None:
+    path, told = root / "params.yaml", list[str]()
+    before = path.read_text()
+    watch = under_dvc.ParamsWatch("pretrain", load(path), root)
+
+    def looked() -> list[str]:
+        told.clear()
+        watch.look(told.append)
+        watch.look(told.append)
+        return told
+
+    assert looked() == []
+    edit_params(path, {"evaluate.steps": 5, "operation.readers": 1})
+    assert looked() == [], "no keys of the stage"
+    edit_params(path, {"lr": 0.5})
+    (warning,) = looked()
+    assert "while pretrain runs with the values before (lr: 0.001 -> 0.5)" in warning
+    assert "Put them back before it ends, and dvc records its results" in warning
+    edit_params(path, {"evaluate.steps": 6})
+    assert looked() == [], "nothing new"
+    edit_params(path, {"lr": 0.25})
+    assert "(lr: 0.001 -> 0.25)" in looked()[0]
+    for broken in ("lr: [", "", "lr: high\n"):
+        path.write_text(broken)
+        assert looked() == [], "may be half written"
+    path.write_text(before)
+    assert looked() == ["params.yaml is again what pretrain runs with: dvc will record its results"]
+    path.unlink()
+    assert looked() == []
+
+
+def test_without_dvc_params_may_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_STAGE")
+    watch = under_dvc.ParamsWatch("pretrain", load(root / "params.yaml"), root)
+    edit_params(root / "params.yaml", {"lr": 0.5})
+    watch.look(pytest.fail)
+
+
 @pytest.mark.parametrize("content", [None, "", "stages: {train: {cmd: x}}", "stages: {pretrain: {cmd: x}}", "{"])
 def test_a_pipeline_of_ones_own_is_no_fault_after_days_of_training(root: Path, content: str | None) -> None:
     before = load(root / "params.yaml")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from earthprior.errors import ParamsError
+from earthprior.errors import EarthPriorError, ParamsError
 from earthprior.files import read_json, write_json
 from earthprior.params import Params, load
 from earthprior.params.acting import flatten
@@ -44,25 +45,73 @@ def check_params(stage: str, params: Params, root: Path) -> None:
     Raises:
         ParamsError: It differs in a key of the stage.
     """
-    if not present():
-        return
+    if present() and (changed := _changed(stage, params, root)):
+        raise ParamsError(
+            f"params.yaml was changed while {stage} ran with the values before ({changed}), and dvc would "
+            "record the new ones with its results. Put the old ones back, and nothing is lost; or go on with the new "
+            "ones, as a new run"
+        )
+
+
+class ParamsWatch:
+    """Tells of a changed params.yaml while there is time to put it back: what `check_params` refuses at the end.
+
+    Args:
+        stage: See `check_params`.
+        params: What it was run with.
+        root: The project's root.
+    """
+
+    def __init__(self, stage: str, params: Params, root: Path) -> None:
+        self._stage, self._params, self._path = stage, params, root / "params.yaml"
+        self._seen: tuple[int, int] | None = None
+        self._told = ""
+
+    def look(self, tell: Callable[[str], None]) -> None:
+        """Tell once what has changed, and once that it is as before; reads the file only where it was written to."""
+        if not present() or (stamp := self._stamp()) == self._seen:
+            return
+        try:
+            changed = _changed(self._stage, self._params, self._path.parent)
+        except (EarthPriorError, OSError):
+            # In the middle of a write, or a slip of its editor. Whether it stays so, the end of the stage will tell.
+            return
+        self._seen = stamp
+        if changed and changed != self._told:
+            tell(
+                f"warning: params.yaml was changed while {self._stage} runs with the values before ({changed}). It "
+                "goes on with those. Put them back before it ends, and dvc records its results; if not, it ends with "
+                f"exit code {ParamsError.exit_code} and dvc records nothing"
+            )
+        elif self._told and not changed:
+            tell(f"params.yaml is again what {self._stage} runs with: dvc will record its results")
+        self._told = changed
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+
+def _changed(stage: str, params: Params, root: Path) -> str:
+    """The keys of a stage that params.yaml has otherwise now, with both values; empty where there are none.
+
+    Raises:
+        ParamsError: It cannot be read.
+    """
     try:
         listed = _yaml(root / "dvc.yaml")["stages"][stage]["params"]
     except (OSError, ValueError, YAMLError, LookupError, TypeError):
         # A pipeline of one's own, which may call the stage otherwise: no reason to lose what it has made.
-        return
+        return ""
     before, now = (dict(flatten(each.model_dump(mode="json"))) for each in (params, load(root / "params.yaml")))
-    changed = [
+    return "; ".join(
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and any(f"{key}.".startswith(f"{name}.") for name in listed)
-    ]
-    if changed:
-        raise ParamsError(
-            f"params.yaml was changed while {stage} ran with the values before ({'; '.join(changed)}), and dvc would "
-            "record the new ones with its results. Put the old ones back, and nothing is lost; or go on with the new "
-            "ones, as a new run"
-        )
+    )
 
 
 def keep(folder: Path, root: Path) -> None:

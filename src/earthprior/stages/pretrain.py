@@ -50,8 +50,9 @@ def run(params: Params, root: Path, accept_code: bool = False) -> None:
         else:
             store.delete()
 
+    hooks = Hooks(open_run, done=done, logged=under_dvc.ParamsWatch("pretrain", params, root).look)
     with world(build.device(params)) as (place, device), stop_requests() as stop, only_writer(folder, place):
-        session = Session(work, home, Hooks(open_run, done=done), device, place)
+        session = Session(work, home, hooks, device, place)
         if place.is_first:
             under_dvc.reopen(folder, root)
         place.wait()

@@ -69,12 +69,14 @@ class Hooks:
         trained: Called when all is written, before the MLflow run is closed.
         done: Called at the very end: what becomes of the state. Not where it holds what MLflow has yet to hear of, and
             no copy of that could be kept: then it stays.
+        logged: Called whenever metrics are logged, with what shows a person a line; never fails.
     """
 
     open_run: Callable[[Mapping[str, str], Journal], Tracker]
     validated: Callable[[Mapping[str, float], Tracker], None] = lambda row, tracker: None
     trained: Callable[[Trained], None] = lambda trained: None
     done: Callable[[CheckpointStore], None] = CheckpointStore.delete
+    logged: Callable[[Callable[[str], None]], None] = lambda tell: None
 
 
 def prepare_torch(threads: int) -> None:
@@ -148,6 +150,10 @@ class Session:
         folder, average, epoch = self.home.folder / "pictures", trainer.average.module, len(trainer.history)
         pictures = Pictures(folder, self.params, self.selection, self.normalizer, self.device, tracker, epoch)
 
+        def log(metrics: Mapping[str, float], step: int, epoch: int) -> None:
+            tracker.log(metrics, step, epoch)
+            self.hooks.logged(progress.note)
+
         def validated(row: Mapping[str, float]) -> None:
             pictures.draw_if_due(trainer.task, average, int(row["epoch"]))
             self.hooks.validated(row, tracker)
@@ -158,7 +164,7 @@ class Session:
                 self.hooks.validated(row, tracker)
             if trainer.step == 0:
                 pictures.draw(trainer.task, average, 0)
-            outcome = trainer.run(store, tracker.log, stop, progress, validated)
+            outcome = trainer.run(store, log, stop, progress, validated)
             pictures.draw(trainer.task, average, len(outcome.history))
             tracker.log_levels(outcome.history[outcome.best_epoch - 1], trainer.step)
             outs.write(outcome, trainer.task, self.environment, self.work, self.home, tracker)
