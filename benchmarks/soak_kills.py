@@ -1,11 +1,12 @@
 """Does a run that is killed again and again come to the same bits as one that nobody disturbed?
 
     PYTHONPATH=src python benchmarks/soak_kills.py [--kills 100] [--seed 0] [--jobs 2]
+    PYTHONPATH=src python benchmarks/soak_kills.py --kills 8 --command "exp run --temp"
 
-Small projects are made in a temporary folder; `dvc repro`, `dvc exp run` and `earthprior pretrain` are started in them,
-killed as tests/kills.py describes, and started again until they are done. The tables count the kills by signal and
-who got it, and by moment. Exit code 1 if anything was not as promised: other bits, a checkpoint that was not continued
-from, a signal that lost a step, a second writer, points in MLflow twice.
+Small projects are made in a temporary folder; `dvc repro`, `dvc exp run`, `dvc exp run --temp` and `earthprior
+pretrain` are started in them, killed as tests/kills.py describes, and started again until they are done. The tables
+count the kills by signal and who got it, and by moment. Exit code 1 if anything was not as promised: other bits, a
+checkpoint that was not continued from, a signal that lost a step, a second writer, points in MLflow twice.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from earthprior.tools import synth
-from kills import Bench, Course, Hit, Kill, run
+from kills import COMMANDS, Bench, Course, Hit, Kill, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # Beside the training, in all targets.
-STAGES, WHOLE = ("stats", "evaluate"), ("repro", "exp run")
+STAGES, WHOLE = ("stats", "evaluate"), ("repro", "exp run", "exp run --temp")
 # By target: its moments, and the commands that take turns.
 TARGETS = {
     "trainer": (("step", "save", "judge", "any", "results"), ("pretrain", "repro pretrain")),
-    "group": (("step", "save", "judge", "any", "results", "commit"), ("repro pretrain", "repro", "exp run")),
-    "dvc": (("step", "save", "judge", "any", "results", "commit"), ("repro", "repro pretrain", "exp run")),
+    "group": (("step", "save", "judge", "any", "results", "commit"), ("repro pretrain", "repro", *WHOLE[1:])),
+    "dvc": (("step", "save", "judge", "any", "results", "commit"), ("repro", "repro pretrain", *WHOLE[1:])),
 }
 KILLS_IN_A_RUN = 5
 # A run is over early where a kill comes late; what is left of its kills goes to further ones.
@@ -46,12 +47,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument(
+        "--command", choices=sorted(COMMANDS.keys() - {"stats"}), action="append", help="only this one, or these"
+    )
     asked = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         bench = Bench(Path(folder) / "bench", chips)
         print(f"undisturbed: {bench.steps} steps, {bench.seconds:.0f} s", flush=True)
-        courses = list(soak(bench, plan(asked.kills, asked.seed), asked.seed, asked.jobs))
+        courses = list(soak(bench, plan(asked.kills, asked.seed, asked.command or COMMANDS), asked.seed, asked.jobs))
     hits = [hit for course in courses for hit in course.hits]
     faults = [fault for course in courses for fault in course.faults]
     print_tables(hits)
@@ -69,19 +73,27 @@ def chips(folder: Path, n: int, size: int, labels: bool) -> None:
     synth.run(folder, n, 0, 1, 1 / 3, size, force=False)
 
 
-def plan(count: int, seed: int) -> list[Kill]:
-    """Every signal, target and moment in turn, each time by the next of the target's commands."""
+def plan(count: int, seed: int, wanted: Collection[str] = COMMANDS) -> list[Kill]:
+    """Every signal, target and moment in turn, each time by the next of the target's commands.
+
+    Args:
+        count: How many.
+        seed: Of their order.
+        wanted: Commands to choose from; what none of them comes to is left out.
+    """
+    some = {target: [command for command in commands if command in wanted] for target, (_, commands) in TARGETS.items()}
+    whole = [command for command in WHOLE if command in wanted]
     rows = [
         (number, target, moment)
         for target in TARGETS
-        for moment in (*TARGETS[target][0], *STAGES)
+        for moment in (*TARGETS[target][0] * bool(some[target]), *STAGES * bool(whole))
         for number in SIGNALS
     ]
     random.Random(seed).shuffle(rows)
-    commands = {target: itertools.cycle(commands) for target, (_, commands) in TARGETS.items()}
-    whole = itertools.cycle(WHOLE)
+    turns = {target: itertools.cycle(commands) for target, commands in some.items()}
+    whole_turns = itertools.cycle(whole)
     return [
-        Kill(next(whole if moment in STAGES else commands[target]), number, target, moment)
+        Kill(next(whole_turns if moment in STAGES else turns[target]), number, target, moment)
         for number, target, moment in itertools.islice(itertools.cycle(rows), count)
     ]
 

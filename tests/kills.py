@@ -32,6 +32,7 @@ COMMANDS = {
     "repro pretrain": ("dvc", "repro", "pretrain"),
     "repro": ("dvc", "repro"),
     "exp run": ("dvc", "exp", "run", "-n", "killed"),
+    "exp run --temp": ("dvc", "exp", "run", "--temp", "-n", "killed"),
 }
 DIALS = {"epochs": 6, "operation.log_every_steps": 1}
 
@@ -135,7 +136,7 @@ class Bench:
 
     def patient(self, name: str, command: str) -> Patient:
         """A project to be killed: with statistics already where the command is about the training alone."""
-        whole = command in ("repro", "exp run")
+        whole = command in ("repro", "exp run", "exp run --temp")
         folder = self.folder / name
         return Patient(self._copy(self._fresh if whole else self._measured, folder / "project", folder), folder)
 
@@ -190,7 +191,7 @@ class Patient:
             beside: Called with the trainer's number while it stands still in the middle of its steps.
         """
         # A dvc exp run that is killed leaves params.yaml staged, and takes no further edit before that is undone.
-        if command != COMMANDS["exp run"] or not self.notes():
+        if "exp" not in command or not self.notes():
             edit_params(self.project.root / "params.yaml", {"operation.readers": chance.choice([1, 2, 3, 5])})
         before, began = len(self.notes()), time.monotonic()
         with (self.folder / "said.txt").open("w+") as said:
@@ -340,6 +341,9 @@ def run(bench: Bench, name: str, kills: Sequence[Kill], chance: random.Random, b
     """`treat` a project of its own, then compare it with the undisturbed one."""
     patient = bench.patient(name, kills[0].command)
     course = treat(patient, kills[0].command, kills, chance, bench.steps, bench.seconds, beside)
+    if not course.faults and kills[0].command == "exp run --temp":
+        patient.project.run("git", "checkout", "-q", "params.yaml")
+        patient.project.run("dvc", "exp", "apply", "killed")
     if not course.faults:
         course.faults = _compared(bench, patient)
     course.faults = [f"{name} ({kills[0].command}): {fault}" for fault in course.faults]

@@ -64,7 +64,13 @@ def test_the_soak_plans_every_kill_and_gives_its_table(capsys: pytest.CaptureFix
     assert len(planned) == 100
     rows = {kill.row for kill in planned}
     assert len(rows) == 3 * (7 + 8 + 8)
-    assert {kill.command for kill in planned} == {"pretrain", "repro pretrain", "repro", "exp run"}
+    assert {kill.command for kill in planned} == COMMANDS.keys() - {"stats"}
+    in_copies = soak_kills.plan(60, seed=0, wanted=["exp run --temp"])
+    assert {kill.command for kill in in_copies} == {"exp run --temp"}
+    assert {(kill.target, kill.moment) for kill in in_copies if kill.target == "trainer"} == {
+        ("trainer", "stats"), ("trainer", "evaluate"),
+    }  # fmt: skip
+    assert len({kill.row for kill in in_copies}) == 3 * (2 + 8 + 8)
     again = [kill for run in soak_kills.runs(planned) for kill in run]
     assert sorted(map(str, again)) == sorted(map(str, planned))
     assert all(len({kill.command for kill in run}) == 1 for run in soak_kills.runs(planned))
