@@ -24,7 +24,7 @@ from earthprior.chips import survey, verdict
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.finding import Finding
 from earthprior.chips.problems import Problem, Tally
-from earthprior.errors import DataError
+from earthprior.errors import DataError, EarthPriorError
 from earthprior.stages import stats
 from earthprior.tools import check
 
@@ -208,6 +208,42 @@ def test_interrupted(checked, tmp_path, monkeypatch, capsys):
     assert (found["severity"], found["line"]) == ("error", "3")
     assert not (tmp_path / "work/check/bad_chips.csv").exists()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("chip-reader")]
+
+
+def test_a_second_check_is_refused_until_the_first_is_gone_however_that_ends(checked, tmp_path, make_params):
+    checked()
+    path = tmp_path / "work/check/bad_chips.csv"
+    first = f"""
+import sys
+from pathlib import Path
+from earthprior.chips.problem_log import ProblemLog
+from earthprior.chips.problems import Problem
+with ProblemLog(Path({str(path)!r})) as log:
+    log.add(Problem("error", "a.tif", 2, "is of the first", "Mend it", kind="of the first"))
+    print("at it", flush=True)
+    sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", first], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "at it\n"
+        before = path.read_bytes()
+        with pytest.raises(
+            EarthPriorError, match=r"bad_chips\.csv\.partial in .*work/check is being written by another"
+        ):
+            check.run(make_params(), tmp_path)
+        (found,) = problems_of(tmp_path, "work/check/bad_chips.csv.partial")
+        assert found["what"] == "is of the first", "what the first has found is unharmed"
+        assert path.read_bytes() == before
+        check.run(make_params(), tmp_path, out=tmp_path / "work/check/other.csv")
+    finally:
+        process.kill()
+        process.communicate()
+    check.run(make_params(), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "work/check").iterdir()) == ["bad_chips.csv", "other.csv"]
+    assert problems_of(tmp_path) == []
 
 
 @pytest.fixture

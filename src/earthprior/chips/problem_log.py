@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from earthprior.chips.problems import Problem, Tally
+from earthprior.errors import EarthPriorError
 from earthprior.files import replacing
 
 COLUMNS = ("severity", "file", "line", "what", "fix")
@@ -23,6 +27,9 @@ class ProblemLog:
     Args:
         path: The CSV.
 
+    Raises:
+        EarthPriorError: Another process is writing it.
+
     Attributes:
         tally: The problems so far, for the screen.
         bad_chips: Chips that cannot be used so far.
@@ -33,7 +40,7 @@ class ProblemLog:
         self.tally = Tally()
         self.bad_chips = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = self.partial_path.open("w", encoding="utf-8", newline="", buffering=1)
+        self._handle = _sole(self.partial_path)
         self._writer = csv.writer(self._handle, lineterminator="\n")
         self._writer.writerow((*COLUMNS, "skippable"))
 
@@ -43,9 +50,10 @@ class ProblemLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._handle.close()
-        if not self.tally.errors + self.tally.warnings:
+        # Once closed, the name is free for another process.
+        if not self._handle.closed and not self.tally.errors + self.tally.warnings:
             self.partial_path.unlink(missing_ok=True)
+        self._handle.close()
 
     def add(self, problem: Problem) -> None:
         """Write one down."""
@@ -68,7 +76,7 @@ class ProblemLog:
         Returns:
             The catalog lines of the chips that are left out, ascending.
         """
-        self._handle.close()
+        self._handle.flush()
         skipped: set[int] = set()
         with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
@@ -82,6 +90,7 @@ class ProblemLog:
                     if left_out:
                         skipped.add(int(line))
         self.partial_path.unlink()
+        self._handle.close()
         if skip:
             self.tally = self.tally.skipping()
         return sorted(skipped)
@@ -91,6 +100,29 @@ class ProblemLog:
             rows = csv.reader(handle)
             next(rows)
             yield from rows
+
+
+def _sole(path: Path) -> TextIO:
+    """An empty file that this process alone writes, until it closes it or ends.
+
+    Raises:
+        EarthPriorError: Another process does.
+    """
+    while True:
+        handle = path.open("a", encoding="utf-8", newline="", buffering=1)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise EarthPriorError(
+                f"{path.name} in {path.parent} is being written by another process, an `earthprior check` or the stage "
+                "stats: wait for that, or name another file with `earthprior check --out`"
+            ) from None
+        # Not one that its writer has deleted between these two lines.
+        if os.fstat(handle.fileno()).st_nlink:
+            handle.truncate(0)
+            return handle
+        handle.close()
 
 
 def _as_text(cell: str) -> str:
