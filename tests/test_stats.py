@@ -15,6 +15,7 @@ import rasterio
 import torch
 
 from earthprior import build
+from earthprior.chips import survey
 from earthprior.chips.selection import select
 from earthprior.errors import DataError
 from earthprior.params import CLIP_PERCENTS
@@ -81,6 +82,17 @@ def test_statistics_of_valid_train_pixels(stage, tmp_path):
     with (results / "histograms.csv").open() as handle:
         assert {row["band"] for row in csv.DictReader(handle)} == set(found["bands"])
     assert (results / "samples.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_names_of_crs_without_end_are_counted_together(stage, monkeypatch):
+    def rename(folder):
+        for index in range(10):
+            with rasterio.open(folder / f"chips/chip_{index:03d}.tif", "r+") as target:
+                target.crs = rasterio.CRS.from_wkt(f'LOCAL_CS["made up {index % 5}",UNIT["metre",1]]')
+
+    monkeypatch.setattr(survey, "MOST_NAMES", 3)
+    found = json.loads((stage(rename) / "stats.json").read_text())
+    assert found["crs"] == {"made up 0": 2, "made up 1": 2, "made up 2": 2, "others": 6}
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])

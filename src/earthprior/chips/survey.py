@@ -29,6 +29,9 @@ from earthprior.params import DataParams
 LONGEST_NAME = 100
 """Of a CRS, which a file may call as it likes."""
 
+MOST_NAMES, OTHERS = 1000, "others"
+"""CRS that are counted by name: more than the zones of the world, and no end of names that files make up."""
+
 
 @dataclass
 class Survey:
@@ -44,7 +47,7 @@ class Survey:
         bands: Statistics over the valid pixels of the training chips, per band; empty where none were asked for.
         valid_fraction_sum: Over the training chips.
         overlapping_pairs: Pairs of chips of different splits that share ground.
-        crs: Chips per CRS.
+        crs: Chips per CRS, those of the first `MOST_NAMES`; of all others together.
         sizes: Chips per size.
     """
 
@@ -83,7 +86,8 @@ class Survey:
         self.chips[usage] += 1
         self.with_pixels[usage] += found.valid_fraction > 0
         self.valid_fraction_sum += found.valid_fraction if usage == "train" else 0
-        self.crs[crs_name(found.crs)] += 1
+        name = crs_name(found.crs)
+        self.crs[name if name in self.crs or len(self.crs) < MOST_NAMES else OTHERS] += 1
         self.sizes["{} x {}".format(*found.size)] += 1
         for band, summary in zip(self.bands, found.bands, strict=False):
             band.add(summary)
