@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -92,6 +93,29 @@ def test_an_error_is_one_message_an_exit_code_and_the_command_that_continues(
     first, second = result.stderr.splitlines()
     assert first.startswith(f"earthprior: {said}")
     assert second == last
+
+
+def test_a_dvc_that_has_died_was_asked_before_what_it_was_given(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dvc = ["python", "/env/bin/dvc", "exp", "run", "-S", "lr=3e-4"]
+    monkeypatch.setenv("DVC_STAGE", "stats")
+    monkeypatch.setenv("DVC_EXP_NAME", "lean-tofu")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: dvc)
+
+    def run(*arguments: Any) -> None:
+        dvc.clear()
+        raise StorageError("no room")
+
+    monkeypatch.setattr("earthprior.stages.stats.run", run)
+    assert invoke("stats").stderr.splitlines()[-1] == "continue with: dvc exp run -S lr=3e-4"
+
+
+@pytest.mark.parametrize("verb", [["sync-tracking"], ["reproduce", "lean-tofu"]])
+def test_outside_a_project_no_verb_pretends(tmp_path: Path, verb: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*verb)
+    assert result.exit_code == 2
+    assert "params.yaml not found" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_request_that_comes_at_the_very_end_silences_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

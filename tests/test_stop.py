@@ -46,6 +46,26 @@ def test_a_signal_is_noted_and_the_process_goes_on(number: signal.Signals) -> No
     assert signal.getsignal(number) == before
 
 
+def test_who_asks_is_told_at_once_that_it_was_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_requests():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (
+        capfd.readouterr().err.strip() == "asked to stop: the state is saved first; ask once more to leave without that"
+    )
+
+
+def test_a_request_after_all_is_done_changes_nothing() -> None:
+    """It would make dvc throw away what the stage has finished."""
+    late = (
+        "import os, signal; from earthprior.training.stop import interruptions\n"
+        "with interruptions(lasting=True): pass\n"
+        "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_handlers_come_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="inside"), stop_requests():

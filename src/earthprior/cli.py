@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from earthprior import last_words, under_dvc
+from earthprior.errors import ParamsError
 from earthprior.params import Params, load
 from earthprior.training.stop import interruptions
 
@@ -22,16 +23,18 @@ class _Program(click.Group):
     """Ends every command in an orderly way, and lists the stages first, in their order."""
 
     typed: tuple[str, ...] = ()
+    alone = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def main(self, args: Any = None, *more: Any, **named: Any) -> Any:
-        self.typed = tuple(sys.argv[1:] if args is None else args)
+        self.alone, self.typed = args is None, tuple(sys.argv[1:] if args is None else args)
         return super().main(args, *more, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with interruptions() as asked:
+        go_on = last_words.continue_command(self.typed)
+        with interruptions(lasting=self.alone) as asked:
             try:
                 done = super().invoke(ctx)
                 # What cannot be written is to be known before the interpreter's own end.
@@ -42,7 +45,7 @@ class _Program(click.Group):
             except BaseException as error:  # noqa: BLE001 (whatever it is, it ends with its last words)
                 # A request that comes now must not silence them.
                 asked.raises = False
-                code = last_words.say(error, asked.signal_number, self.typed, bool(ctx.params.get("debug")))
+                code = last_words.say(error, asked.signal_number, go_on, bool(ctx.params.get("debug")))
         sys.exit(code)
 
 
@@ -62,6 +65,17 @@ def main(debug: bool) -> None:
 
 def _params(root: Path) -> Params:
     return load(root / "params.yaml")
+
+
+def _root() -> Path:
+    """The project's root, for verbs that read no params.
+
+    Raises:
+        ParamsError: This is none.
+    """
+    if not (Path.cwd() / "params.yaml").exists():
+        raise ParamsError(f"params.yaml not found in {Path.cwd().name}/; run from the project's root")
+    return Path.cwd()
 
 
 @main.command()
@@ -155,7 +169,7 @@ def sync_tracking() -> None:
     """
     from earthprior.tools import sync_tracking as tool
 
-    tool.run(Path.cwd())
+    tool.run(_root())
 
 
 @main.command()
@@ -190,7 +204,7 @@ def reproduce(asked: str, keep: bool) -> None:
     """
     from earthprior.tools import reproduce as tool
 
-    tool.run(Path.cwd(), asked, keep)
+    tool.run(_root(), asked, keep)
 
 
 @main.command()

@@ -23,17 +23,17 @@ from earthprior.errors import DeviceMemoryError, EarthPriorError, Interrupted, S
 OWN_FAULT, NOBODY_READS = 1, 128 + signal.SIGPIPE
 
 
-def say(error: BaseException, signal_number: int | None, typed: Sequence[str], debug: bool) -> int:
+def say(error: BaseException, signal_number: int | None, go_on: str, debug: bool) -> int:
     """Tell on stderr what ended a command and how to go on; its exit code.
 
     Args:
         error: What ended it.
         signal_number: The signal that was received, if any.
-        typed: The command's arguments.
+        go_on: The command that continues.
         debug: Show the traceback of any error.
     """
     if isinstance(error, SystemExit):
-        return _close(error.code if isinstance(error.code, int) else 0 if error.code is None else OWN_FAULT, typed)
+        return _close(error.code if isinstance(error.code, int) else 0 if error.code is None else OWN_FAULT, go_on)
     if isinstance(error, BrokenPipeError):
         _leave_the_pipes()
         return NOBODY_READS
@@ -44,9 +44,9 @@ def say(error: BaseException, signal_number: int | None, typed: Sequence[str], d
     if fault is None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _print(f"earthprior: this is a fault of EarthPrior itself ({reason}); please report it with the lines above")
-        return _close(OWN_FAULT, typed)
+        return _close(OWN_FAULT, go_on)
     _print(f"earthprior: {fault}")
-    return _close(fault.exit_code, typed)
+    return _close(fault.exit_code, go_on)
 
 
 def as_fault(error: BaseException, signal_number: int | None) -> EarthPriorError | None:
@@ -95,6 +95,8 @@ def _shown(filename: object) -> str:
 def continue_command(typed: Sequence[str]) -> str:
     """What to type to go on, as this process was started: by DVC, by torchrun or by hand.
 
+    To be asked at the beginning: a dvc that has died cannot be asked any more.
+
     Args:
         typed: The arguments of this command.
     """
@@ -122,10 +124,10 @@ def _dvc_command() -> str:
     return "the same dvc exp run" if "DVC_EXP_NAME" in os.environ else "dvc repro"
 
 
-def _close(code: int, typed: Sequence[str]) -> int:
+def _close(code: int, go_on: str) -> int:
     if code:
         # What the user has to change comes first, except after a stop and where only the disk was full.
-        _print(f"{'then ' * (code in (2, 3))}continue with: {continue_command(typed)}")
+        _print(f"{'then ' * (code in (2, 3))}continue with: {go_on}")
     return code
 
 

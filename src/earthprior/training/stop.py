@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from earthprior.files import remove_unfinished
@@ -77,15 +77,28 @@ def _starter() -> int | None:
 def stop_requests() -> Iterator[StopRequest]:
     """Note SIGINT, SIGTERM and the end of the terminal inside the block, where there is state to save."""
     request = StopRequest()
-    with _handled_by(request.receive):
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        first = not request.asked
+        request.receive(number, frame)
+        if first:
+            # Saving takes a moment, after a validation a long one, and nobody shall think that nobody heard.
+            with suppress(OSError):
+                os.write(2, b"\nasked to stop: the state is saved first; ask once more to leave without that\n")
+
+    with _handled_by(hear):
         yield request
 
 
 @contextmanager
-def interruptions() -> Iterator[StopRequest]:
+def interruptions(lasting: bool = False) -> Iterator[StopRequest]:
     """Let the first of these signals raise KeyboardInterrupt inside the block, where there is nothing to save.
 
     The death of dvc does so, too.
+
+    Args:
+        lasting: The process ends with the block, and a first request that comes after it is not heard any more: what
+            the process has done stands, and its exit code shall say so.
     """
     request, over = StopRequest(), threading.Event()
 
@@ -103,17 +116,18 @@ def interruptions() -> Iterator[StopRequest]:
                 return
 
     watcher = threading.Thread(target=watch, name="starter", daemon=True)
-    with _handled_by(interrupt):
+    with _handled_by(interrupt, lasting):
         watcher.start()
         try:
             yield request
         finally:
+            request.raises = request.raises and not lasting
             over.set()
             watcher.join()
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled_by(handler: Callable[[int, FrameType | None], None], lasting: bool = False) -> Iterator[None]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     # Under nohup the end of the terminal is ignored, and meant to be.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -122,5 +136,5 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     try:
         yield
     finally:
-        for number, earlier in before.items():
+        for number, earlier in before.items() if not lasting else ():
             signal.signal(number, earlier)
