@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from dvc_cache import put_in_cache
 from earthprior import under_dvc
 from earthprior.errors import ParamsError
 from earthprior.files import write_json
@@ -58,10 +59,15 @@ def test_state_stays_until_dvc_has_the_outs(root: Path, folder: Path, lock: Any)
     assert names(folder) == ["ckpt-00000007.pt", "lock", "owner", "pictures"]
 
 
-def test_a_stage_whose_outs_dvc_has_runs_anew(root: Path, folder: Path) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_stage_whose_outs_dvc_has_runs_anew(root: Path, folder: Path, cached: bool) -> None:
+    """It has them where they are in its cache: a dvc.lock may be that of others, whose results were never pulled."""
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=root, check=True)
     lock_with(root, outs(hashlib.md5(b"weights", usedforsecurity=False).hexdigest()))
+    if cached:
+        put_in_cache(root, b"weights")
     under_dvc.reopen(folder, root)
-    assert names(folder) == ["lock", "owner"]
+    assert names(folder) == (["lock", "owner"] if cached else ["ckpt-00000007.pt", "lock", "owner", "pictures"])
 
 
 def test_only_what_is_done_and_free_is_forgotten(folder: Path) -> None:
@@ -85,10 +91,7 @@ def test_what_dvc_has_nowhere_outlives_the_next_training(root: Path, folder: Pat
     (root / under_dvc.NETWORK).write_bytes(b"its weights")
     under_dvc.keep(following, root)
     assert names(folder) == ["ckpt-00000007.pt", "done.json", "lock", "owner", "pictures"]
-    md5 = hashlib.md5(b"weights", usedforsecurity=False).hexdigest()
-    cached = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(b"weights")
+    put_in_cache(root, b"weights")
     under_dvc.keep(following, root)
     assert not folder.exists()
     assert names(following) == ["done.json"]

@@ -141,7 +141,8 @@ def reopen(folder: Path, root: Path) -> None:
     """
     if not (folder / DONE).exists():
         return
-    if _known_to_dvc(folder, root):
+    # A clone has the dvc.lock of others, and not what they made, before it has pulled.
+    if _known_to_dvc(folder, root) and _in_cache(folder, root):
         for path in [path for path in folder.iterdir() if path.name not in HELD_BY]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     else:
