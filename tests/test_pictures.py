@@ -143,6 +143,7 @@ def test_a_continued_run_hands_over_what_it_finds_and_draws_it_once(
     second = Series()
     again = drawing(tiny, tmp_path, second)
     assert second.logged == first.logged
+    assert not list(tmp_path.glob(".*.tmp*"))
     monkeypatch.setattr(pictures, "save_png", lambda *_: pytest.fail("drawn twice"))
     again.draw(trainer.task, trainer.average.module, 2)
 

@@ -20,6 +20,7 @@ from earthprior.chips.selection import Selection, middle_crops
 from earthprior.evaluation.denoising import panels
 from earthprior.figures import denoising_figure
 from earthprior.figures.style import save_png
+from earthprior.files import sweep
 from earthprior.params import Params
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tracking import Tracker
@@ -67,6 +68,7 @@ class Pictures:
         self._cost = 0.0
         self._done: dict[Path, int] = {}
         self._off = not tracker.mirrors
+        sweep(folder)
         for path in sorted(folder.glob("percent-*.png")):
             # Of an earlier process: MLflow may have missed it.
             self._hand_over(path)
