@@ -96,7 +96,7 @@ def test_one_fault_of_all_chips_is_told_once(checked, tmp_path):
         checked(n=40, bands=3)
     lines = str(caught.value).splitlines()
     assert lines[0] == "42 errors in the data (all are in work/check/bad_chips.csv)."
-    assert lines[1].startswith("  40 of 40 chips: has 3 bands, data.bands lists 4 (red, green, blue, nir). List the")
+    assert lines[1].startswith("  40 of 40 chips: has 3 bands, data.bands lists 4 (red, green, blue, nir). Write it")
     assert lines[2].endswith("chips/chip_002.tif (catalog line 4) and 37 more")
     assert len(lines) == 5
     assert [row["line"] for row in problems_of(tmp_path)][:40] == [str(line) for line in range(2, 42)]

@@ -137,8 +137,16 @@ def test_buffer_is_real_where_the_file_has_it(tmp_path, write_chip, size):
 @pytest.mark.parametrize(
     ("pixels", "profile", "words"),
     [
-        (pixels_of(bands=3), {}, "has 3 bands, data.bands lists 4"),
-        (pixels_of(size=32), {}, "is 32 x 32 px, data.chip_size asks for 16. Set data.chip_size to 32"),
+        (
+            pixels_of(bands=3),
+            {},
+            "nir). Write it with these bands; only if all chips are so, list theirs in data.bands, in the files' order",
+        ),
+        (
+            pixels_of(size=32),
+            {},
+            "asks for 16. Cut it to that size; only if all chips are so, set data.chip_size to 32",
+        ),
         (pixels_of(size=17), {}, "is 17 x 17 px"),
         (pixels_of("int32"), {}, "has dtype int32"),
         (pixels_of(), {"descriptions": ("red", "nir", "blue", "green")}, "described as red, nir, blue, green"),

@@ -148,7 +148,8 @@ def _check_grid(image: str, line: int, source: Any, spec: ChipSpec) -> None:
     if not (low <= width <= high and low <= height <= high and (width - low) % 2 == 0 and (height - low) % 2 == 0):
         allowed = f"{low}" if low == high else f"{low} to {high} in steps of 2, buffer included"
         plausible = width == height <= LARGEST_CHIP_PX and low == high
-        fix = f"Set data.chip_size to {width}" if plausible else "Cut it to that size"
+        # Of one chip nobody knows whether the others are so, too.
+        fix = "Cut it to that size" + f"; only if all chips are so, set data.chip_size to {width}" * plausible
         raise chip_error(image, line, f"is {width} x {height} px, data.chip_size asks for {allowed}", fix)
     dtypes = set(source.dtypes)
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
@@ -169,7 +170,8 @@ def _check_bands(row: ChipRow, sources: Sequence[Any], spec: ChipSpec) -> None:
     if sum(counts) != len(spec.bands):
         found = " + ".join(str(count) for count in counts)
         what = f"has {found} band{'s' * (counts != [1])}, data.bands lists {len(spec.bands)} ({', '.join(spec.bands)})"
-        raise chip_error(row.images[0], row.line, what, "List the file's bands in data.bands, in the file's order")
+        fix = "Write it with these bands; only if all chips are so, list theirs in data.bands, in the files' order"
+        raise chip_error(row.images[0], row.line, what, fix)
     for image, source in zip(row.images, sources, strict=True):
         kind = (source.dtypes[0], source.width, source.height)
         first = (sources[0].dtypes[0], sources[0].width, sources[0].height)
