@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from earthprior.errors import ParamsError
 from earthprior.params.plain import MOST_BYTES, SHOWN, key_shown, plain, shown, tree_fault
@@ -42,13 +42,22 @@ def read_mapping(path: Path) -> dict[str, Any]:
         fault = tree_fault(_yaml().compose(text))
         content = None if fault else _yaml().load(text)
     except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"{path.name} is not valid YAML: {_place_and_problem(error)}") from None
     if fault:
         raise ParamsError(f"{path.name} {fault}; write its values out")
     if not isinstance(content, dict):
         what = "empty" if content is None else f"a {type(content).__name__}, not a mapping of keys to values"
         raise ParamsError(f"{path.name} is {what}; restore it with: git checkout {path.name}")
     return content
+
+
+def _place_and_problem(error: Exception) -> str:
+    """One line of what a parser says in several, without its picture of the text."""
+    if isinstance(error, MarkedYAMLError) and error.problem and (mark := error.problem_mark):
+        # The parser's context is a sentence of its own, unless the problem is its second half.
+        problem = f"{error.context}, {error.problem}" if error.problem.startswith("but ") else error.problem
+        return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(problem.split())}"
+    return " ".join(str(error).split())
 
 
 def _yaml() -> YAML:
