@@ -59,9 +59,25 @@ MENDED, STOPPED = "then continue with: earthprior stats", "continue with: earthp
         (ParamsError("lr: -1 is not allowed"), 2, "lr: -1 is not allowed", MENDED),
         (MemoryError(), 2, "out of memory. End other programs that use it, lower operation.readers", MENDED),
         (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 99 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            2,
+            (
+                "out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes. Error code "
+                "12 (Cannot allocate memory)). End other programs that use it, lower operation.readers, cut each batch "
+                "into more parts (accumulation_steps), or lower batch_size or data.crop_px"
+            ),
+            MENDED,
+        ),
+        (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation"),
             2,
-            "out of memory (CUDA out of memory. Tried to allocate 2 GiB.). End other programs",
+            (
+                "out of memory (CUDA out of memory. Tried to allocate 2 GiB.). End other programs that use it, lower "
+                "operation.readers, set operation.device to cpu, cut"
+            ),
             MENDED,
         ),
         # where another program holds the device's memory

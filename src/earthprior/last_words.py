@@ -8,6 +8,7 @@ traceback. The last line on stderr is the command that continues.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -57,11 +58,7 @@ def as_fault(error: BaseException, signal_number: int | None) -> EarthPriorError
         number = signal_number or signal.SIGINT
         return Interrupted(f"stopped by {signal.Signals(number).name}", number)
     if _is_out_of_memory(error):
-        told = "".join(f" ({line})" for line in str(error).splitlines()[:1])
-        return DeviceMemoryError(
-            f"out of memory{told}. End other programs that use it, lower operation.readers, or set operation.device to "
-            "cpu"
-        )
+        return _memory_fault(error)
     if isinstance(error, OSError):
         return _storage_fault(error)
     return None
@@ -74,6 +71,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
     from earthprior import memory
 
     return memory.is_out_of_memory(error)
+
+
+def _memory_fault(error: BaseException) -> DeviceMemoryError:
+    """What was short, and what needs less of it; a machine's own memory is no reason to go to its CPU."""
+    lines = str(error).splitlines() or [""]
+    # Where in torch's own source it was found.
+    why = re.sub(r"^\[enforce fail at [^\]]*\] [^.]*\. ", "", lines[0])
+    told = f" ({why})" if why else ""
+    device = not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error)
+    return DeviceMemoryError(
+        f"out of memory{told}. End other programs that use it, lower operation.readers, "
+        f"{'set operation.device to cpu, ' * device}cut each batch into more parts (accumulation_steps), or lower "
+        "batch_size or data.crop_px"
+    )
 
 
 def _storage_fault(error: OSError) -> StorageError | None:
