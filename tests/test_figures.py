@@ -186,6 +186,10 @@ def test_curves_show_what_there_is() -> None:
     table = figures.levels_figure(levels())
     assert [len(axes.lines) for axes in table.axes] == [3, 3, 3]
     assert table.axes[0].get_yscale() == "log"
+    for axes in table.axes:
+        network, linear, _ = axes.lines
+        assert network.get_zorder() > linear.get_zorder(), "on top where the gain is small"
+        assert linear.get_markersize() > network.get_markersize(), "and the filter is seen beneath"
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "loss": [2.0, 1.5], "gain_db/mean": [-1, 0.5]})
     assert "not recorded" in text_of(figures.history_figure(history))
     assert "not recorded" not in text_of(figures.history_figure(history.assign(lr=1e-3)))

@@ -141,7 +141,11 @@ def levels_figure(levels: pd.DataFrame) -> Figure:
             for name, colour in COLOURS.items():
                 if f"{column}_{name}" in levels:
                     values = levels[f"{column}_{name}"]
-                    axes.plot(levels["rho"], values, marker="o", color=colour, label=LABELS[name])
+                    (line,) = axes.plot(levels["rho"], values, marker="o", color=colour, label=LABELS[name])
+                    # Where the gain is small the network's lies on the filter's, and both shall be seen.
+                    line.set_zorder({"network": 4, "linear": 3, "mean": 2}[name])
+                    if name == "linear":
+                        line.set(linestyle="--", fillstyle="none", markersize=7)
             axes.set_title(title)
             _rho_axis(axes, sorted(set(levels["rho"])))
         cells[0].set_yscale("log")
