@@ -106,12 +106,31 @@ def test_missing_chips_are_counted_before_any_is_read(checked, capsys):
     def spoil(folder):
         for number in (2, 7, 9):
             (folder / f"chips/chip_{number:03d}.tif").unlink()
+        (folder.parent / "data.dvc").touch()
 
     with pytest.raises(DataError) as caught:
         checked(spoil)
     assert "check: 3 of 12 chips not there (catalog lines 4, 9, 11)" in capsys.readouterr().err
     assert "3 of 12 chips were not found: is the data there (dvc pull), is its disk mounted" in str(caught.value)
-    assert "3 of 12 chips: not found. Restore the file" in str(caught.value)
+    restore = "Restore the file (git checkout data.dvc && dvc pull data), or drop the row"
+    assert f"3 of 12 chips: not found. {restore}" in str(caught.value)
+
+
+def test_dvc_is_no_remedy_for_a_folder_that_it_does_not_track(tmp_path, make_chips, make_params):
+    (tmp_path / "data.dvc").touch()
+    folder = make_chips(tmp_path / "elsewhere/data")
+    for number in (2, 7):
+        (folder / f"chips/chip_{number:03d}.tif").unlink()
+    with pytest.raises(DataError) as caught:
+        check.run(make_params(), tmp_path, folder)
+    assert "2 of 12 chips: not found. Restore the file, or drop the row" in str(caught.value)
+    assert "dvc" not in str(caught.value)
+
+
+def test_a_file_is_no_folder(tmp_path, make_params):
+    (tmp_path / "README.md").touch()
+    with pytest.raises(DataError, match=r"README\.md is not a folder\. Name the folder that holds the catalog"):
+        check.run(make_params(), tmp_path, tmp_path / "README.md")
 
 
 def test_skipping_is_judged_as_stats_does(checked, make_params, tmp_path, capsys):

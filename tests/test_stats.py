@@ -228,6 +228,7 @@ def test_nothing_to_train_on(stage):
 
     def gone(folder):
         shutil.rmtree(folder / "chips")
+        folder.with_name(f"{folder.name}.dvc").touch()
 
     with pytest.raises(DataError, match=r"Not one chip was found: is the data there \(dvc pull\)"):
         stage(gone)

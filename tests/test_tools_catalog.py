@@ -120,6 +120,8 @@ def test_folders_it_cannot_use(tmp_path, write_chip):
     with pytest.raises(DataError, match="is not a folder"):
         catalog.run(tmp_path / "none")
     (tmp_path / "a.png").touch()
+    with pytest.raises(DataError, match=r"a\.png is not a folder\. Name the folder"):
+        catalog.run(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"no chips \(\*\.tif\) below .*found 1 \.png"):
         catalog.run(tmp_path)
     write_chip(tmp_path / "b.tif", PIXELS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 from functools import lru_cache
 from itertools import islice
@@ -73,7 +74,7 @@ def read_content(folder: Path, image: str, line: int, max_bytes: int, sha256: st
             raise chip_error(image, line, what, "Cut the scene into chips first", kind="is far too large")
         content = path.read_bytes()
     except FileNotFoundError:
-        raise _missing(path, image, line) from None
+        raise _missing(folder, image, line) from None
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise chip_error(image, line, what, "Check the disk and the file's mode") from error
@@ -108,8 +109,15 @@ def _stranger(content: bytes, image: str, line: int) -> ChipError:
     return chip_error(image, line, what, _CONVERT)
 
 
-def _missing(path: Path, image: str, line: int) -> ChipError:
-    restore = "Restore the file (git checkout data.dvc && dvc pull data), or drop the row"
+def under_dvc(folder: Path) -> bool:
+    """Whether DVC tracks a data folder as a whole, and so can bring its files back."""
+    return folder.with_name(f"{folder.name}.dvc").is_file()
+
+
+def _missing(folder: Path, image: str, line: int) -> ChipError:
+    path, name = folder / image, shlex.quote(folder.name)
+    by_dvc = f" (git checkout {name}.dvc && dvc pull {name})" if under_dvc(folder) else ""
+    restore = f"Restore the file{by_dvc}, or drop the row"
     if path.is_symlink():
         what = f"is a link to {path.readlink()}, which does not exist"
         return chip_error(image, line, what, restore, kind="is a link to what does not exist")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from earthprior.chips.census import Census
-from earthprior.chips.content import NOT_FOUND
+from earthprior.chips.content import NOT_FOUND, under_dvc
 from earthprior.chips.problem_log import ProblemLog
 from earthprior.chips.problems import Problem, some
 from earthprior.chips.survey import Survey
@@ -73,17 +74,18 @@ def tell(found: Survey, log: ProblemLog, where: str) -> None:
         print("\n".join(tally.lines("warning", chips)), file=sys.stderr)
     if tally.errors:
         headline = f"{counted(tally.errors, 'error')} in the data (all are in {where})."
-        hint = _missing_hint(tally.count(NOT_FOUND), chips, found.catalog.dir.name)
+        hint = _missing_hint(tally.count(NOT_FOUND), chips, found.catalog.dir)
         raise DataError("\n".join([headline + hint, *tally.lines("error", chips)]))
 
 
-def _missing_hint(missing: int, chips: int, folder: str) -> str:
+def _missing_hint(missing: int, chips: int, folder: Path) -> str:
     if missing < 2:
         return ""
-    asked = "is the data there (dvc pull), is its disk mounted, and are the paths relative to"
+    there = "is the data there (dvc pull)" if under_dvc(folder) else "is the data there"
+    asked = f"{there}, is its disk mounted, and are the paths relative to"
     if missing == chips:
-        return f" Not one chip was found: {asked} {folder}/?"
-    return f" {missing:,} of {chips:,} chips were not found: {asked} {folder}/?"
+        return f" Not one chip was found: {asked} {folder.name}/?"
+    return f" {missing:,} of {chips:,} chips were not found: {asked} {folder.name}/?"
 
 
 def counted(count: int, word: str) -> str:

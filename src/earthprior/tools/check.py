@@ -11,6 +11,7 @@ from earthprior.chips.problem_log import ProblemLog
 from earthprior.chips.problems import Problem
 from earthprior.chips.survey import survey
 from earthprior.chips.verdict import conclude, counted, reading_progress, tell, time_told
+from earthprior.errors import DataError
 from earthprior.params import Params
 
 OUT = Path("work/check/bad_chips.csv")
@@ -35,9 +36,11 @@ def run(
         readers: Threads; by default as many as operation.readers and as there are cores.
 
     Raises:
-        DataError: With every error of the catalog and the chips.
+        DataError: With every error of the catalog and the chips, or FOLDER is none.
         KeyboardInterrupt: Stopped; what was found so far is in a file.
     """
+    if folder and not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. Name the folder that holds the catalog and its chips")
     changes = {"dir": folder and str(folder.absolute()), "catalog": catalog}
     data = params.data.model_copy(update={key: value for key, value in changes.items() if value})
     readers = readers or max(params.operation.readers, os.cpu_count() or 1)
