@@ -51,7 +51,7 @@ MOMENTS = ("step", "save", "judge", "results")
 
 def note(what: str, **more: Any) -> None:
     """A line for the harness; one write, so that a kill leaves no half."""
-    record = {"pid": os.getpid(), "stage": STAGE, "what": what, "time": time.time(), **more}
+    record = {"pid": os.getpid(), "stage": STAGE, "what": what, "time": time.time(), "cpu": time.process_time(), **more}
     os.write(_append, (json.dumps(record) + "\n").encode())
 
 

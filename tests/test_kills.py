@@ -50,8 +50,10 @@ def refused(bench: Bench, first: int) -> None:
     assert f"pid {first} on {socket.gethostname()}, since 2" in second.stderr
     assert "is training this very run in" in second.stderr
     notes = kills.Patient(bench.calm.project, folder).notes()
-    began, left = (note["time"] for note in notes if note["what"] in ("patched", "exit"))
-    assert left - began < 5
+    began, left = (note for note in notes if note["what"] in ("patched", "exit"))
+    # By its own clock, which a busy machine does not slow; and without waiting for the first, which stands still.
+    assert left["cpu"] - began["cpu"] < 5
+    assert left["time"] - began["time"] < 60
 
 
 def test_the_soak_plans_every_kill_and_gives_its_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,8 +253,8 @@ def test_others_put_off_the_end_for_a_limited_time(outbox: Outbox, monkeypatch: 
     follower = Mirror(outbox, run, others=others)
     follower.start(5)
     begin = time.monotonic()
-    assert close(follower, outbox)
-    assert time.monotonic() - begin < 2
+    assert close(follower, outbox, seconds=30)
+    assert time.monotonic() - begin < 8, "sooner than those SPARE_SECONDS that are usual, also on a busy machine"
     assert run.status == "FINISHED"
     assert ended.wait(5), "what was in hand is let go"
 
