@@ -62,10 +62,14 @@ with open(f"rank{os.environ['RANK']}.pid", "w") as file:
 # In the second process alone: a batch that poisons, or a chip that cannot be read.
 if os.environ.get("FAULT") and os.environ["RANK"] == "1":
     from earthprior.errors import DataError
-    update = Trainer._update
-    def faulty(self, shares):
-        if self.step == 2 and os.environ["FAULT"] == "chip":
+    from earthprior.training import loop
+    update, make_share = Trainer._update, loop.make_share
+    def unread(raw, number, step, *arguments):
+        if step == 2 and os.environ["FAULT"] == "chip":
             raise DataError("chips/chip_004.tif (catalog line 6): truncated")
+        return make_share(raw, number, step, *arguments)
+    loop.make_share = unread
+    def faulty(self, shares):
         if self.step == 2:
             shares[0].batch.x0[0] = torch.nan
         return update(self, shares)
@@ -228,7 +232,8 @@ def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params:
 def test_what_ends_one_process_ends_all_with_the_same_code_and_words(
     made: Path, params: Params, fault: str, code: int, tmp_path: Path
 ) -> None:
-    root = project(made, params, tmp_path)
+    rarely = params.operation.model_copy(update={"checkpoint_every_seconds": 3600})
+    root = project(made, params.model_copy(update={"operation": rarely}), tmp_path)
     process = torchrun(root, FAULT=fault)
     said = end(process)
     assert [int((root / f"rank{rank}.code").read_text()) for rank in range(2)] == [code, code], said
@@ -237,7 +242,8 @@ def test_what_ends_one_process_ends_all_with_the_same_code_and_words(
     assert "Traceback" not in said.split("continue with:")[0]
     assert said.splitlines().count("then continue with: torchrun --nproc-per-node=2 -m earthprior pretrain") == 2, said
     if fault == "chip":
-        told = "chips/chip_004.tif (catalog line 6): truncated. Stopped before step 3 of 8; ckpt-0000000"
+        told = "chips/chip_004.tif (catalog line 6): truncated. Stopped before step 3 of 8; ckpt-00000002"
+        assert list(root.glob("work/pretrain/*/ckpt-00000002.pt")), "no step is lost"
         first, second = sorted(words)
         assert first.startswith(f"earthprior: another process ended: {told}")
         assert second.startswith(f"earthprior: {told}")

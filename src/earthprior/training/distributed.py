@@ -33,6 +33,10 @@ TOGETHER = (Interrupted, DivergedError)
 FATE = "earthprior/fate"
 
 
+class OtherEndsError(RuntimeError):
+    """Another process has told that it ends; why, it is about to say."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among `size` processes; rank 0 validates, writes and logs."""
@@ -138,9 +142,9 @@ def _one_fate(store: Store) -> Iterator[None]:
     except EarthPriorError as error:
         store.set(FATE, json.dumps([error.exit_code, str(error)]))
         raise
-    except RuntimeError:
-        # Torch's own words of a process that has left say nothing of why.
-        if not store.check([FATE]):
+    except RuntimeError as error:
+        # Torch's own words of a process that has left say nothing of why. One that has told so is waited for.
+        if not isinstance(error, OtherEndsError) and not store.check([FATE]):
             raise
         code, text = json.loads(store.get(FATE))
         fault = EarthPriorError(f"another process ended: {text}")

@@ -23,14 +23,14 @@ from earthprior.params import Params
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.training import divergence
 from earthprior.training.checkpoint import CheckpointStore
-from earthprior.training.distributed import World, unwrap
+from earthprior.training.distributed import OtherEndsError, World, unwrap
 from earthprior.training.failed_step import OPTIMIZER, PASSES, READING, VALIDATION, FailedStep, out_of_memory, unread
 from earthprior.training.keeping import Keeping
 from earthprior.training.optim import OPTIMIZERS, averaged
 from earthprior.training.order import TrainingChips, batch_at, share_numbers, steps_in_epoch, visits
 from earthprior.training.progress import Progress
 from earthprior.training.rates import LRSchedule
-from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights
+from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights, tell_unread
 from earthprior.training.sharpness import ascended
 from earthprior.training.state import learned, put_back
 from earthprior.training.stop import StopRequest
@@ -144,8 +144,12 @@ class Trainer:
                     self._one_step(raws, log, progress, validated, store)
                 except divergence.NonFinite as fault:
                     raise self._diverged(fault, store) from None
-                except (DataError, StorageError) as error:
-                    raise unread(error, self._failed(keeping)) from error
+                except (DataError, StorageError, OtherEndsError) as error:
+                    # All processes know of a share that was not read, and none has begun the step.
+                    failed = self._failed(keeping, together=self._doing == READING)
+                    if isinstance(error, OtherEndsError):
+                        raise
+                    raise unread(error, failed) from error
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -193,12 +197,8 @@ class Trainer:
     def _one_step(
         self, raws: Iterator[RawBatch], log: Log, progress: Progress, validated: Validated, store: CheckpointStore
     ) -> None:
-        self._doing = READING
         epoch = self.step // self.steps_per_epoch + 1
-        shares = [
-            make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
-            for number in share_numbers(self.params, self.world)
-        ]
+        shares = self._shares(raws)
         lr = self.lr_schedule.lr
         loss, norm = self._update(shares)
         self._norms.append(norm)
@@ -213,6 +213,18 @@ class Trainer:
             self._doing = VALIDATION
             self._end_epoch(epoch, lr, log, progress, validated, store)
 
+    def _shares(self, raws: Iterator[RawBatch]) -> list[Share]:
+        self._doing = READING
+        numbers = share_numbers(self.params, self.world)
+        try:
+            return [
+                make_share(next(raws), number, self.step, self.params, self.chips.normalizer, self.device)
+                for number in numbers
+            ]
+        except (DataError, StorageError):
+            tell_unread(len(numbers), self.world, self.device)
+            raise
+
     def _time(self, progress: Progress) -> dict[str, float]:
         """Where the run is; what every curve can be drawn over, so it is logged at each of their steps, and once."""
         return {
@@ -226,11 +238,12 @@ class Trainer:
 
         Raises:
             NonFinite: One of these two is.
+            OtherEndsError: Another process could not read its chips; nothing has changed.
         """
+        weights = share_weights(shares, self.world)
         self._doing = PASSES
         self.task.train()
         network = unwrap(self.task.network)
-        weights = share_weights(shares, self.world)
         losses = backward(self.task, shares, weights, self.params)
         if self.params.optimizer == "sam":
             with ascended(network, self.params.sam.rho, self.params.sam.adaptive):
@@ -255,12 +268,19 @@ class Trainer:
         moment = divergence.Moment(self.step + 1, self.total_steps, epoch, lr, tuple(self._norms))
         return divergence.of_step(fault, moment, rows, self.params, self.device, store, self.world.is_first)
 
-    def _failed(self, keeping: Keeping) -> FailedStep:
-        """Where a step failed; its state from before is saved where it has changed nothing yet."""
+    def _failed(self, keeping: Keeping, together: bool = False) -> FailedStep:
+        """Where a step failed; its state from before is saved where it has changed nothing yet.
+
+        Args:
+            keeping: Of the run.
+            together: Whether all processes come here: then each knows what the first one has saved.
+        """
         # Batch norm's statistics move with the passes.
         moved = any(getattr(module, "track_running_stats", False) for module in self.task.network.modules())
         if self.world.is_first and (self._doing == READING or (self._doing == PASSES and not moved)):
             keeping.save_as_it_was(self.step, self.state)
+        if together:
+            self.world.wait()
         return FailedStep(self.step, self.total_steps, self._doing, keeping.kept())
 
     def _end_epoch(

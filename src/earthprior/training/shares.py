@@ -24,7 +24,9 @@ from earthprior.params import Params
 from earthprior.randomness import seed_of, torch_generator
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.tasks.task import Loss
-from earthprior.training.distributed import World, adding_up
+from earthprior.training.distributed import OtherEndsError, World, adding_up
+
+UNREAD = -1
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,20 @@ def share_weights(shares: Sequence[Share], world: World) -> Tensor:
     """What to multiply each share's mean with (N,), so that the processes' mean of sums is the whole batch's mean.
 
     A share's loss is the mean over its chips with valid pixels, and not all have the same number of these.
+
+    Raises:
+        OtherEndsError: Another process has none, see `tell_unread`.
     """
     counted = torch.stack([share.batch.valid.flatten(1).any(1).sum() for share in shares])
-    return counted * world.size / world.gather(counted).sum().clamp(min=1)
+    together = world.gather(counted)
+    if world.size > 1 and bool((together == UNREAD).any()):
+        raise OtherEndsError
+    return counted * world.size / together.sum().clamp(min=1)
+
+
+def tell_unread(shares: int, world: World, device: torch.device) -> None:
+    """Tell the processes that wait for the weights of this one's shares that it could not read their chips."""
+    world.gather(torch.full((shares,), UNREAD, device=device))
 
 
 def backward(task: DiffusionTask, shares: Sequence[Share], weights: Tensor, params: Params) -> list[Loss]:
