@@ -480,10 +480,11 @@ def _compared(bench: Bench, patient: Patient) -> list[str]:
     over = [path for path in root.glob("work/pretrain/*") if not (path / "done.json").exists()]
     stumps += [path.relative_to(root) for path in (root.glob("work/pretrain/*") if whole else over)]
     faults += [f"{path} was left behind" for path in stumps]
-    if any(root.glob("work/undelivered/*")):
+    tracked = (root / "mlflow.db").exists()
+    if tracked and any(root.glob("work/undelivered/*")):
         # Who is asked to stop while MLflow hears the rest leaves that for later.
         patient.project.run("env", "PYTHONPATH=src", "python", "-m", "earthprior", "sync-tracking")
-    return faults + (_tracked(patient.project) if (root / "mlflow.db").exists() else [])
+    return faults + (_tracked(patient.project) if tracked else [])
 
 
 def _tracked(project: Project) -> list[str]:
