@@ -101,6 +101,42 @@ def test_times_are_those_of_the_journal(root: Path, tmp_path: Path) -> None:
     assert metric.timestamp == 1_600_000_000_000
 
 
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+@pytest.mark.parametrize("points", [0, 2])
+def test_at_the_end_it_says_what_there_is_to_say(
+    root: Path, status: str, points: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        tracker = open_plain(root)
+        for step in range(points):
+            tracker.log({"loss": 1.0}, step)
+        assert tracker.close(status)
+    assert ("2 of 2 points delivered" in caplog.text) == (points == 2)
+    assert "0 of 0" not in caplog.text
+    assert ("compare runs with" in caplog.text) == (status == "FINISHED")
+
+
+@pytest.mark.parametrize(
+    ("points", "told"), [(1, "1 of 1 points delivered to sqlite:///mlflow.db"), (0, "not all of the run is in sqlite")]
+)
+def test_where_only_files_wait_it_speaks_of_them(
+    root: Path, points: int, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: mlflow_run.MlflowRun, path: Path, folder: str) -> None:
+        raise ConnectionError("no room for files")
+
+    monkeypatch.setattr(mlflow_run.MlflowRun, "upload", refuse)
+    (root / "page.html").write_text("a page")
+    tracker = open_plain(root)
+    for step in range(points):
+        tracker.log({"loss": 1.0}, step)
+    tracker.log_artifact(root / "page.html")
+    assert not tracker.close(timeout_seconds=3)
+    assert told in caplog.text
+    assert "its files, tags or end wait in work/, deliver it with: earthprior sync-tracking" in caplog.text
+    assert "the rest waits" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -141,7 +141,7 @@ class Tracker:
             self._outbox.close()
             self._outbox.release()
             if self._mirror:
-                self._tell(self._delivery)
+                self._tell(self._delivery, status)
             if self._delivery and self._outbox.folder.parent.name == Path(UNDELIVERED).name:
                 self._outbox.remove()
         return self._delivery
@@ -155,15 +155,17 @@ class Tracker:
         killed = kind is not None and issubclass(kind, Interrupted | KeyboardInterrupt)
         self.close("KILLED" if killed else "FAILED" if kind else "FINISHED")
 
-    def _tell(self, delivery: Delivery) -> None:
+    def _tell(self, delivery: Delivery, status: str) -> None:
+        shown = self._store.shown
+        told = f"{delivery} to {shown}" if delivery.total else f"not all of the run is in {shown}"
         if not delivery:
-            logger.warning(
-                "MLflow: %s to %s; the rest waits in work/, deliver it with: earthprior sync-tracking",
-                delivery, self._store.shown,
-            )  # fmt: skip
+            rest = "the rest waits" if delivery.delivered < delivery.total else "its files, tags or end wait"
+            logger.warning("MLflow: %s; %s in work/, deliver it with: earthprior sync-tracking", told, rest)
             return
-        logger.info("MLflow: %s to %s", delivery, self._store.shown)
-        if self._remote.page:
+        if delivery.total:
+            logger.info("MLflow: %s", told)
+        # Of what was stopped or failed there is nothing to compare yet.
+        if status == "FINISHED" and self._remote.page:
             start = "" if self._store.database is None else "mlflow ui, then "
             logger.info("MLflow: compare runs with: %s%s", start, self._remote.page)
 
