@@ -48,8 +48,9 @@ run: $(STAMP) | data  ## stats, pretrain and evaluate; what is up to date is not
 	@echo "Runs:   $(BIN)/mlflow ui, then http://127.0.0.1:5000"
 	@echo "Next:   . $(BIN)/activate && dvc exp run -S lr=3e-4 && dvc exp show"
 
+# Files in their order: by number of tests, the few that last minutes would come last, on one core.
 test: $(STAMP)  ## the tests, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 soak: $(STAMP)  ## what takes too long for the tests: a hundred kills, ten thousand malformed inputs
 	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_kills.py
