@@ -444,17 +444,18 @@ def test_a_training_that_goes_on_stands_for_its_own_outbox_before_that_is_droppe
     check_whole(root, runs(root)[0])
 
 
+def takes_no_file(self: MlflowRun, path: Path, folder: str) -> None:
+    raise RuntimeError("413 Request Entity Too Large")
+
+
 def test_a_file_that_is_refused_is_told_and_tried_again(
     root: Path, outage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with outage():
         finish(root, train(root))
 
-    def refuses(self: MlflowRun, path: Path, folder: str) -> None:
-        raise RuntimeError("413 Request Entity Too Large")
-
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowRun, "upload", refuses)
+        patch.setattr(MlflowRun, "upload", takes_no_file)
         with pytest.raises(EarthPriorError, match="not all of its files were taken"):
             sync_tracking.run(root)
     (run,) = runs(root)
@@ -502,11 +503,8 @@ def test_a_run_that_is_made_anew_hears_all_again(root: Path, outage: Any, monkey
     with outage():
         finish(root, train(root))
 
-    def refuses(self: MlflowRun, path: Path, folder: str) -> None:
-        raise RuntimeError("413 Request Entity Too Large")
-
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowRun, "upload", refuses)
+        patch.setattr(MlflowRun, "upload", takes_no_file)
         with pytest.raises(EarthPriorError, match="not all of its files were taken"):
             sync_tracking.run(root)
     client(root).delete_run(runs(root)[0].info.run_id)
