@@ -1,0 +1,1 @@
+"""What a pretrained backbone is for: maps and answers from few labels."""
