@@ -21,6 +21,15 @@ def test_grid_origins_cover_evenly_with_the_fewest_windows(size):
         assert not steps or max(steps) - min(steps) <= 1
 
 
+@pytest.mark.parametrize("overlap", [1, 3, 6])
+def test_grid_origins_overlap_as_asked(overlap):
+    for size in range(1, 60):
+        origins = grid_origins(size, 7, overlap)
+        assert origins[0] == 0
+        assert origins[-1] + 7 == max(size, 7)
+        assert all(0 < later - former <= 7 - overlap for former, later in pairwise(origins))
+
+
 @pytest.mark.parametrize("px", [3, 4, 5, 8])
 def test_grid_crops_cover_every_pixel_chip_by_chip_row_by_row(px):
     x0 = torch.arange(3 * 2 * 64.0).view(3, 2, 8, 8)

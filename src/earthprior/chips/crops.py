@@ -18,10 +18,13 @@ def centre_crop(batch: Batch, px: int) -> Batch:
     return replace(batch, x0=batch.x0[window].contiguous(), valid=batch.valid[window].contiguous())
 
 
-def grid_origins(size_px: int, px: int) -> list[int]:
-    """First pixels of the fewest windows of `px` that cover `size_px`, evenly spread (overlapping where they must)."""
-    count = -(-size_px // px)
-    if count == 1:
+def grid_origins(size_px: int, px: int, overlap_px: int = 0) -> list[int]:
+    """First pixels of the fewest windows of `px` that cover `size_px`, evenly spread.
+
+    Neighbours overlap by at least `overlap_px` (below px), and by more where they must to end with the size.
+    """
+    count = -(-(size_px - overlap_px) // (px - overlap_px))
+    if count <= 1:
         return [0]
     return [round(index * (size_px - px) / (count - 1)) for index in range(count)]
 
