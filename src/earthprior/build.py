@@ -12,20 +12,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from earthprior import handover, memory
-from earthprior.chips.normalize import Normalizer
+from earthprior.chips.normalize import Normalizer, kept_statistics
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, shifted, with_zero_terminal_snr
 from earthprior.errors import DataError, EarthPriorError, ParamsError
 from earthprior.identity import FORMAT_VERSION
+from earthprior.networks import NETWORKS as NETWORKS
 from earthprior.networks.tensor_file import listed, mismatches
-from earthprior.networks.unet_att_d import UNetAttD
-from earthprior.networks.unet_film import UNetFiLM
 from earthprior.networks.vgg16 import weights_sha256
 from earthprior.params import Params, parse
 from earthprior.randomness import seed_of
 from earthprior.tasks.diffusion import DiffusionTask, input_channels
 
-NETWORKS: dict[str, type[UNetFiLM | UNetAttD]] = {"unet_film": UNetFiLM, "unet_att_d": UNetAttD}
 TASKS = {"diffusion": DiffusionTask}
 
 
@@ -140,6 +138,7 @@ def config(
         "bands": list(params.data.bands),
         "std": float(linear.std),
         "data": stats["data"],
+        "statistics": kept_statistics(stats),
     }
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from earthprior.errors import EarthPriorError
-from earthprior.params import NormalizationParams
+
+if TYPE_CHECKING:
+    from earthprior.params import NormalizationParams
+
+MOMENTS = ("min", "max", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Normalizer:
     exactly [0, 1]. With `clip_val`, x0 is cut to [-clip_val, clip_val] at the end.
 
     Args:
-        params: The section `normalization`.
+        params: The section `normalization`, or any record with its keys.
         stats: The content of stats.json; its global statistics serve gab and gpb, and the neutral value.
 
     Attributes:
@@ -62,7 +66,7 @@ class Normalizer:
     """
 
     def __init__(self, params: NormalizationParams, stats: Mapping[str, Any]) -> None:
-        self._local = params.apply_normalization and params.is_local
+        self._local = params.apply_normalization and params.stat_procedure in ("lab", "lpb")
         self._clip_percent = params.clip_percent if params.apply_normalization else 0.0
         self._clip_val = params.clip_val if params.apply_normalization else None
         self._params = params
@@ -138,6 +142,24 @@ class Normalizer:
         return (1, 2, 3) if self._params.stat_procedure == "lab" else (2, 3)
 
 
+def kept_statistics(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Normalizer reads of stats.json, to be kept beside weights.
+
+    Args:
+        stats: The content of stats.json.
+    """
+
+    def kept(band: Mapping[str, Any]) -> dict[str, Any]:
+        cuts = {key: {name: cut[name] for name in MOMENTS} for key, cut in band.get("clipped", {}).items()}
+        return {**{name: band[name] for name in MOMENTS}, "clipped": cuts}
+
+    return {
+        "bands": list(stats["bands"]),
+        "per_band": {name: kept(stats["per_band"][name]) for name in stats["bands"]},
+        "all_bands": kept(stats["all_bands"]),
+    }
+
+
 def _global_statistics(params: NormalizationParams, clip_percent: float, stats: Mapping[str, Any]) -> Tensor:
     """Min, max, mean and std of the training pixels, (4, 1, 1 or C, 1, 1)."""
     bands = [stats["all_bands"]] if params.stat_procedure == "gab" else [stats["per_band"][b] for b in stats["bands"]]
@@ -149,7 +171,7 @@ def _global_statistics(params: NormalizationParams, clip_percent: float, stats: 
                 "earlier version; run: dvc repro stats"
             )
         bands = [band["clipped"][key] for band in bands]
-    rows = [[float(band[name]) for band in bands] for name in ("min", "max", "mean", "std")]
+    rows = [[float(band[name]) for band in bands] for name in MOMENTS]
     return torch.tensor(rows).reshape(4, 1, -1, 1, 1)
 
 

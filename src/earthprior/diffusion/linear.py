@@ -2,7 +2,7 @@
 
 Nothing is learned by gradient, and yet it takes away most of the noise; so it is the baseline that a network has to
 beat, and, as a skip (`diffusion.precondition: wiener`), the estimate that a network refines. A filter fits chips of one
-width only.
+size only; for another one `sized` makes a filter of the same spectra.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from earthprior.chips.batch import Batch
-from earthprior.diffusion.schedule import NoiseSchedule
+from earthprior.diffusion.spectra import resampled
 from earthprior.errors import DataError
 from earthprior.files import write_atomic
+
+if TYPE_CHECKING:
+    from earthprior.chips.batch import Batch
+    from earthprior.diffusion.schedule import NoiseSchedule
+
+SIZES_KEPT = 4
+"""Filters of other sizes that are remembered; one of 512 px takes 20 MB and seconds to make."""
 
 
 class LinearDenoiser(nn.Module):
@@ -46,6 +53,8 @@ class LinearDenoiser(nn.Module):
     def __init__(self, mean: Tensor, std: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, width: int) -> None:
         super().__init__()
         self.width = width
+        # No submodules: they would come into state_dicts, and are the work of a moment.
+        self._sized: dict[tuple[int, int, torch.device], LinearDenoiser] = {}
         self.register_buffer("mean", mean.float().reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.float(), persistent=False)
         self.register_buffer("eigenvalues", eigenvalues.float(), persistent=False)
@@ -87,6 +96,24 @@ class LinearDenoiser(nn.Module):
             x0_hat: Tensor = torch.fft.irfft2(estimate.permute(3, 2, 0, 1), s=(self.height, self.width), norm="ortho")
             return x0_hat.add(self.mean)
 
+    def sized(self, height: int, width: int) -> LinearDenoiser:
+        """The filter for chips of another size, by `spectra.resampled`; itself at its own size.
+
+        Args:
+            height: px.
+            width: px.
+        """
+        if (height, width) == (self.height, self.width):
+            return self
+        key = (height, width, self.mean.device)
+        if key not in self._sized:
+            while len(self._sized) >= SIZES_KEPT:
+                self._sized.pop(next(iter(self._sized)))
+            with torch.no_grad():
+                spectra = resampled(self.eigenvalues, self.eigenvectors, self.width, (height, width))
+            self._sized[key] = LinearDenoiser(self.mean, self.std, *spectra, width)
+        return self._sized[key]
+
     def expected_mse(self, schedule: NoiseSchedule) -> Tensor:
         """The filter's own mean squared error in x0 at every timestep, (T,) float32.
 
@@ -107,16 +134,19 @@ class LinearDenoiser(nn.Module):
             total += (error * weight.repeat_interleave(self.bands)[None]).sum(1)
         return (total / (self.height * self.width * self.bands)).float()
 
-    def save(self, path: Path) -> None:
-        """Write the filter as safetensors, atomically."""
+    def parts(self) -> dict[str, Tensor]:
+        """All its numbers but the width, by name, real and on the CPU."""
         tensors = {
             "mean": self.mean.flatten(),
             "std": self.std,
             "eigenvalues": self.eigenvalues,
             "eigenvectors": torch.view_as_real(self.eigenvectors),
         }
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomic(path, save(plain, metadata={"width": str(self.width)}))
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the filter as safetensors, atomically."""
+        write_atomic(path, save(self.parts(), metadata={"width": str(self.width)}))
 
     @classmethod
     def load(cls, path: Path) -> LinearDenoiser:

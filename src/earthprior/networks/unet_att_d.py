@@ -18,6 +18,7 @@ from earthprior.errors import ParamsError
 from earthprior.networks.embedding import timestep_embedding
 from earthprior.networks.padding import crop_levels, pad_to_multiple
 from earthprior.networks.recompute import run_level
+from earthprior.networks.sides import check_side
 
 UpMode = Literal["fixed", "deconv_1", "deconv_2", "DUC"]
 DropoutType = Literal["traditional", "spatial"]
@@ -157,6 +158,12 @@ class UNetAttD(nn.Module):
         ParamsError: If the lists do not fit each other or a choice is unknown.
     """
 
+    STEM = "encoder_1.block.0.weight"
+    """The weights that see the input's channels."""
+
+    READ_OUT = ("output_conv",)
+    """The modules that have no part in features."""
+
     def __init__(
         self,
         in_channels: int,
@@ -179,6 +186,7 @@ class UNetAttD(nn.Module):
                 f"unet_att_d.time_injection: {time_injection!r} is unknown - choose none, bottleneck or all"
             )
         self.levels = len(widths)
+        self.widths = tuple(widths)
         self.stride = 2 ** (self.levels - 1)
         self.time_embedding_dim = time_embedding_dim
         self.use_skipAtt = use_skipAtt
@@ -219,13 +227,17 @@ class UNetAttD(nn.Module):
         out: Tensor = self.output_conv(self.features(x, t, cond)[0])
         return out
 
-    def features(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> list[Tensor]:
-        """Decoder features, one per level, finest first; the last one is the bottleneck after time was added.
+    def features(self, x: Tensor, t: Tensor, cond: Tensor | None = None, side: str = "decoder") -> list[Tensor]:
+        """The features of one side of the U, one per level, finest first.
 
-        Args and Raises: as `forward`.
+        The last one is the bottleneck's after time was added, on both sides.
+
+        Args and Raises: as `forward`, and
+            side: decoder, or encoder: what the skips carry, before any gate; the way up is then not computed.
         Returns:
-            L tensors (B, filter_config[i], ceil(H / 2**i), ceil(W / 2**i)).
+            L tensors (B, widths[i], ceil(H / 2**i), ceil(W / 2**i)).
         """
+        check_side(side)
         if cond is not None:
             raise ParamsError("network: unet_att_d takes no condition - choose network: unet_film for this task")
         height, width = x.shape[-2:]
@@ -238,6 +250,8 @@ class UNetAttD(nn.Module):
             block = self.get_submodule(f"encoder_{level + 1}")
             x = run_level(_encode, block, x, shift, level > 0, recompute=recompute)
             skips.append(x)
+        if side == "encoder":
+            return crop_levels(skips, height, width)
         pyramid = [skips.pop()]
         for i in range(1, self.levels):
             modules = [self.get_submodule(name) for name in (f"decoder_{i}", f"conv{i}")]

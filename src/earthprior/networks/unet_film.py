@@ -19,6 +19,7 @@ from earthprior.errors import ParamsError
 from earthprior.networks.embedding import timestep_embedding
 from earthprior.networks.padding import crop_levels, pad_to_multiple
 from earthprior.networks.recompute import run_level
+from earthprior.networks.sides import check_side
 
 HEAD_CHANNELS = 32
 MAX_GROUPS = 8
@@ -139,6 +140,12 @@ class UNetFiLM(nn.Module):
         ParamsError: If channels is empty or a number is below 1.
     """
 
+    STEM = "stem.weight"
+    """The weights that see the input's channels."""
+
+    READ_OUT = ("head_norm", "head")
+    """The modules that have no part in features."""
+
     def __init__(
         self,
         in_channels: int,
@@ -158,6 +165,7 @@ class UNetFiLM(nn.Module):
                 f"unet_film: channels {widths} and blocks {blocks} - give at least one level, and numbers from 1 up"
             )
         self.levels = len(widths)
+        self.widths = tuple(widths)
         self.stride = 2 ** (self.levels - 1)
         self.time_embedding_dim = dim
         self.cond_dim = cond_dim
@@ -192,13 +200,15 @@ class UNetFiLM(nn.Module):
         finest = self.features(x, t, cond)[0]
         return run_level(self._read_out, finest, recompute=self.activation_checkpointing and self.training)
 
-    def features(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> list[Tensor]:
-        """Decoder features, one per level, finest first; the last one is the bottom level's.
+    def features(self, x: Tensor, t: Tensor, cond: Tensor | None = None, side: str = "decoder") -> list[Tensor]:
+        """The features of one side of the U, one per level, finest first; the last one is the bottom level's on both.
 
-        Args and Raises: as `forward`.
+        Args and Raises: as `forward`, and
+            side: decoder, or encoder: what the skips carry, for which the way up is not computed.
         Returns:
-            L tensors (B, channels[i], ceil(H / 2**i), ceil(W / 2**i)).
+            L tensors (B, widths[i], ceil(H / 2**i), ceil(W / 2**i)).
         """
+        check_side(side)
         self._check_condition(cond)
         recompute = self.activation_checkpointing and self.training
         embedding = self._embed(t, cond)
@@ -208,6 +218,8 @@ class UNetFiLM(nn.Module):
         for level in range(self.levels):
             x = run_level(self._encode, level, x, embedding, recompute=recompute)
             skips.append(x)
+        if side == "encoder":
+            return crop_levels(skips, height, width)
         pyramid = [skips.pop()]
         for level in reversed(range(self.levels - 1)):
             pyramid.append(run_level(self._decode, level, pyramid[-1], skips[level], embedding, recompute=recompute))

