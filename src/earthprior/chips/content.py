@@ -7,9 +7,12 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from earthprior.chips.catalog import path_fault
 from earthprior.chips.problems import ChipError, chip_error
@@ -61,30 +64,69 @@ def read_content(folder: Path, image: str, line: int, max_bytes: int, sha256: st
     Raises:
         ChipError: The file is missing, no regular file, too large, empty, no TIFF, or not the one that was hashed.
     """
+    path = _checked(folder, image, line)
+    with _told(folder, image, line):
+        size = path.stat().st_size
+        if size > max_bytes:
+            what = f"has {size / 2**20:,.0f} MiB, far more than a chip can need"
+            raise chip_error(image, line, what, "Cut the scene into chips first", kind="is far too large")
+        content = path.read_bytes()
+    _check_begin(content, image, line)
+    if sha256:
+        _check_hash(content, image, line, sha256.lower())
+    return content
+
+
+def open_content(folder: Path, image: str, line: int) -> BinaryIO:
+    """A file of any size, opened to be read in parts.
+
+    Raises:
+        ChipError: The file is missing, no regular file, empty, or no TIFF.
+    """
+    path = _checked(folder, image, line)
+    with _told(folder, image, line):
+        handle = path.open("rb")
+    try:
+        with _told(folder, image, line):
+            _check_begin(handle.read(512), image, line)
+            handle.seek(0)
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def _checked(folder: Path, image: str, line: int) -> Path:
+    """The path of what is a regular file."""
     fault = path_fault(image)
     if fault:
         raise chip_error(image[:100], line, f"the path {fault}", "Write paths relative to the data folder")
     path = folder / image
+    with _told(folder, image, line):
+        mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise chip_error(image, line, f"is {_node(mode)}, no regular file", "Point the row to a GeoTIFF")
+    return path
+
+
+@contextmanager
+def _told(folder: Path, image: str, line: int) -> Iterator[None]:
+    """What the file system says of a file, as the chip's own error."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise chip_error(image, line, f"is {_node(status.st_mode)}, no regular file", "Point the row to a GeoTIFF")
-        if status.st_size > max_bytes:
-            what = f"has {status.st_size / 2**20:,.0f} MiB, far more than a chip can need"
-            raise chip_error(image, line, what, "Cut the scene into chips first", kind="is far too large")
-        content = path.read_bytes()
+        yield
     except FileNotFoundError:
         raise _missing(folder, image, line) from None
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise chip_error(image, line, what, "Check the disk and the file's mode") from error
+
+
+def _check_begin(content: bytes, image: str, line: int) -> None:
+    """Whether a TIFF begins like this."""
     if not content:
         raise chip_error(image, line, "is empty (0 bytes)", _AGAIN)
     if not content.startswith(MAGIC):
         raise _stranger(content, image, line)
-    if sha256:
-        _check_hash(content, image, line, sha256.lower())
-    return content
 
 
 def _check_hash(content: bytes, image: str, line: int, expected: str) -> None:

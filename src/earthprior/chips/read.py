@@ -145,24 +145,39 @@ def _pixels(
             else:
                 source.read(out=target)
         band += source.count
-    own = [value for source in sources for value in source.nodatavals]
-    values = [spec.nodata] * len(own) if spec.nodata is not None else [() if v is None else (v,) for v in own]
-    valid = ~_all_nodata(pixels, values)
+    valid, not_finite = valid_pixels(pixels, nodata_values(sources, spec.nodata))
     if top or left:
         inside = np.zeros_like(valid)
         inside[top : side - top, left : side - left] = True
         valid &= inside
+    if not valid.all():
+        # What lies under nodata must not reach any sum, not even as NaN times 0.
+        pixels[:, ~valid] = 0
+    return pixels, valid, not_finite
+
+
+def nodata_values(sources: Sequence[Any], told: Sequence[float] | None) -> list[Sequence[float]]:
+    """Per band of the opened files, the values that mark missing data: those told, or the files' own."""
+    own = [value for source in sources for value in source.nodatavals]
+    return [told] * len(own) if told is not None else [() if value is None else (value,) for value in own]
+
+
+def valid_pixels(pixels: NDArray[Any], nodata: Sequence[Sequence[float]]) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
+    """Where there is data, (H, W), and per band how many pixels there are none because it is not finite.
+
+    Args:
+        pixels: (C, H, W).
+        nodata: Per band, the values that mark missing data; a pixel is missing where all bands say so.
+    """
+    valid = ~_all_nodata(pixels, nodata)
     not_finite = (0,) * len(pixels)
-    if dtype.kind == "f":
+    if pixels.dtype.kind == "f":
         # float64 crosses to the device as float32, where larger numbers would become infinite.
         finite = np.abs(pixels) <= np.finfo(np.float32).max
         if not finite.all():
             not_finite = tuple(int(np.count_nonzero(valid & ~band)) for band in finite)
             valid &= finite.all(axis=0)
-    if not valid.all():
-        # What lies under nodata must not reach any sum, not even as NaN times 0.
-        pixels[:, ~valid] = 0
-    return pixels, valid, not_finite
+    return valid, not_finite
 
 
 def _all_nodata(pixels: NDArray[Any], nodata: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
