@@ -15,7 +15,7 @@ OKABE_ITO: tuple[Colour, ...] = (
     (40, 40, 40),
 )  # fmt: skip
 
-ABSENT, PRESENT = (224, 226, 230), (213, 94, 0)
+ABSENT, PRESENT = (224, 226, 230), (0, 158, 115)
 """Of two classes, the one that is looked for stands out."""
 
 _LIKELY: tuple[tuple[Colour, tuple[str, ...]], ...] = (
