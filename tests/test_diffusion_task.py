@@ -423,13 +423,15 @@ def test_what_the_files_hold_under_nodata_changes_no_loss(make_task, preconditio
     task, totals = make_task(precondition, net=Spreading()), []
     for junk in (0.0, 65_535.0, float("nan")):
         raw[:, :, 4:9, 2:7] = junk
-        batch = prepare(SimpleNamespace(pixels=raw, valid=valid), Normalizer(section, stats), torch.device("cpu"))
+        batch = prepare(
+            SimpleNamespace(pixels=raw, valid=valid, extra={}), Normalizer(section, stats), torch.device("cpu")
+        )
         totals.append(task.loss(batch, torch_generator(0)).total.item())
     assert totals[0] == totals[1] == totals[2]
 
 
 def test_prepare_leaves_the_readers_buffer_to_the_reader():
-    raw = SimpleNamespace(pixels=torch.ones(1, 1, 4, 4), valid=torch.ones(1, 4, 4, dtype=torch.bool))
+    raw = SimpleNamespace(pixels=torch.ones(1, 1, 4, 4), valid=torch.ones(1, 4, 4, dtype=torch.bool), extra={})
     stats = {"bands": ["b"], "all_bands": {}, "per_band": {"b": {"min": 0, "max": 1, "mean": 0, "std": 1}}}
     section = NormalizationParams(apply_normalization=False, normal_strategy="z_value", stat_procedure="gpb", **PLAIN)
     batch = prepare(raw, Normalizer(section, stats), torch.device("cpu"))

@@ -23,7 +23,7 @@ def view(x0, size=None, seed=0, valid=None, **changes):
     section = AugmentationParams(**{**AS_THEY_ARE.model_dump(), **changes})
     if valid is None:
         valid = torch.ones(len(x0), 1, *x0.shape[-2:], dtype=torch.bool)
-    return random_view(x0, valid, size or x0.shape[-1], section, seeded(seed))
+    return random_view(x0, valid, size or x0.shape[-1], section, seeded(seed))[:2]
 
 
 def ramps(count, size=48):

@@ -23,6 +23,7 @@ from earthprior.params import DataParams, NormalizationParams, Params
 from earthprior.tasks.diffusion import DiffusionTask
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import World
+from earthprior.training.headline import GAIN
 from earthprior.training.loop import Outcome, Trainer
 from earthprior.training.order import TrainingChips, visits
 from earthprior.training.progress import Progress
@@ -101,6 +102,8 @@ class Tiny:
 
 class Judge:
     """Gives the epochs the gains it was told to, and keeps the weights it was shown."""
+
+    headline = GAIN
 
     def __init__(self, *gains: float) -> None:
         self._gains = list(gains)

@@ -20,14 +20,14 @@ from earthprior.identity import FORMAT_VERSION
 from earthprior.networks import NETWORKS as NETWORKS
 from earthprior.networks.tensor_file import listed, mismatches
 from earthprior.networks.vgg16 import weights_sha256
-from earthprior.params import Params, parse
+from earthprior.params import LearningParams, Params, parse
 from earthprior.randomness import seed_of
 from earthprior.tasks.diffusion import DiffusionTask, input_channels
 
 TASKS = {"diffusion": DiffusionTask}
 
 
-def device(params: Params) -> torch.device:
+def device(params: LearningParams) -> torch.device:
     """The device that `operation.device` means here.
 
     Raises:
@@ -41,7 +41,7 @@ def device(params: Params) -> torch.device:
     return torch.device(wanted)
 
 
-def autocast_dtype(params: Params, where: torch.device) -> torch.dtype | None:
+def autocast_dtype(params: LearningParams, where: torch.device) -> torch.dtype | None:
     """The dtype of mixed precision, or None for plain float32."""
     if params.precision == "auto":
         return torch.bfloat16 if where.type == "cuda" else None

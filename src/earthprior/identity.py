@@ -116,17 +116,18 @@ def dvc_experiment() -> str | None:
     return os.environ.get("DVC_EXP_NAME") or None
 
 
-def code_hash(package: Path | None = None) -> CodeHash:
-    """Hash the modules that training comes to import, except those in WITHOUT_EFFECT_ON_WEIGHTS.
+def code_hash(package: Path | None = None, start: str = TRAINING) -> CodeHash:
+    """Hash the modules that a training comes to import, except those in WITHOUT_EFFECT_ON_WEIGHTS.
 
     What `stats` computes needs no hash of its code: it enters the fingerprint by stats.json itself.
 
     Args:
         package: The package's folder; this package by default.
+        start: The module that trains; that of the pretraining by default.
     """
     package = package or Path(__file__).parent
     found: set[str] = set()
-    waiting = [TRAINING]
+    waiting = [start]
     while waiting:
         name = waiting.pop()
         if name not in found and name not in WITHOUT_EFFECT_ON_WEIGHTS:
@@ -194,16 +195,17 @@ def environment() -> dict[str, Any]:
     return facts
 
 
-def recorded_environment(setting: Mapping[str, str]) -> dict[str, Any]:
+def recorded_environment(setting: Mapping[str, str], code: CodeHash | None = None) -> dict[str, Any]:
     """The content of environment.json: all that a run's bits depend on beside its params and its chips.
 
     Args:
         setting: What changes how numbers round: device, precision, number of processes.
+        code: The code in force; hashed here when absent.
 
     Returns:
         `environment()`, with `setting` and, as `code`, the SHA-256 of each file that can change weights.
     """
-    return {**environment(), "setting": dict(setting), "code": dict(code_hash().files)}
+    return {**environment(), "setting": dict(setting), "code": dict((code or code_hash()).files)}
 
 
 def identity_tags(root: Path, fingerprint: str, code: CodeHash | None = None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Random views of clean chips: drawn from the step's generator, applied to chip and valid mask together on the device.
+"""Random views of clean chips: drawn from the step's generator, applied to chip, valid mask and label together.
 
 Geometry first (zoom, rotation, flips, the view's place), then radiometry (contrast, brightness, gamma, noise). Both
 draw the same random numbers whatever is switched on, so one option's draws are not changed by another (the noise of
@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from earthprior.chips.batch import Batch
-from earthprior.chips.geometry import random_view
+from earthprior.chips.batch import UNLABELLED, Batch
+from earthprior.chips.geometry import is_raster, random_view
 from earthprior.chips.radiometry import random_radiometry
 from earthprior.params import AugmentationParams
 
@@ -29,5 +29,8 @@ def augment(batch: Batch, params: AugmentationParams, crop_px: int | None, gener
     Returns:
         Views (B, C, crop_px, crop_px), same device and dtype.
     """
-    x0, valid = random_view(batch.x0, batch.valid, crop_px or batch.x0.shape[-1], params, generator)
-    return replace(batch, x0=random_radiometry(x0, valid, params, generator), valid=valid)
+    rasters = {name: tensor[:, None] for name, tensor in batch.extra.items() if is_raster(tensor)}
+    size = crop_px or batch.x0.shape[-1]
+    x0, valid, seen = random_view(batch.x0, batch.valid, size, params, generator, rasters, UNLABELLED)
+    extra = {**batch.extra, **{name: raster[:, 0] for name, raster in seen.items()}}
+    return replace(batch, x0=random_radiometry(x0, valid, params, generator), valid=valid, extra=extra)

@@ -14,7 +14,7 @@ from earthprior.chips.ledger import Ledger
 from earthprior.chips.problems import Problem, data_error
 from earthprior.chips.records import records
 from earthprior.errors import DataError
-from earthprior.params import DataParams
+from earthprior.params import FileParams
 from earthprior.params.plain import shown
 
 USAGES = ("train", "validate", "test")
@@ -78,7 +78,7 @@ class Catalog:
         return replace(self, rows=tuple(row for row in self.rows if row.line not in dropped))
 
 
-def load_catalog(data: DataParams, root: Path) -> Catalog:
+def load_catalog(data: FileParams, root: Path) -> Catalog:
     """Read and check the catalog of `data.dir`.
 
     Args:
@@ -94,7 +94,7 @@ def load_catalog(data: DataParams, root: Path) -> Catalog:
     return catalog
 
 
-def scan_catalog(data: DataParams, root: Path) -> tuple[Catalog, list[Problem]]:
+def scan_catalog(data: FileParams, root: Path) -> tuple[Catalog, list[Problem]]:
     """The catalog's usable rows, and the problems of the others.
 
     Raises:
@@ -131,7 +131,7 @@ class CatalogFile:
         DataError: Missing, empty, not UTF-8, or no header with the needed columns.
     """
 
-    def __init__(self, data: DataParams, root: Path) -> None:
+    def __init__(self, data: FileParams, root: Path) -> None:
         self.dir = root / data.dir
         self.path = self.dir / data.catalog
         _, header = next(records(self.path))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from earthprior.chips.batch import Batch
+from earthprior.chips.geometry import is_raster
 
 
 def centre_crop(batch: Batch, px: int) -> Batch:
@@ -15,7 +16,8 @@ def centre_crop(batch: Batch, px: int) -> Batch:
     top = (batch.x0.shape[-2] - px) // 2
     left = (batch.x0.shape[-1] - px) // 2
     window = (..., slice(top, top + px), slice(left, left + px))
-    return replace(batch, x0=batch.x0[window].contiguous(), valid=batch.valid[window].contiguous())
+    extra = {name: tensor[window] if is_raster(tensor) else tensor for name, tensor in batch.extra.items()}
+    return replace(batch, x0=batch.x0[window].contiguous(), valid=batch.valid[window].contiguous(), extra=extra)
 
 
 def grid_origins(size_px: int, px: int, overlap_px: int = 0) -> list[int]:
@@ -42,5 +44,5 @@ def grid_crops(batch: Batch, px: int) -> Batch:
         return torch.stack([chips[window] for window in windows], dim=1).flatten(0, 1)
 
     repeat = torch.arange(len(batch), device=batch.x0.device).repeat_interleave(len(windows))
-    extra = {name: tensor[repeat] for name, tensor in batch.extra.items()}
+    extra = {name: cut(tensor) if is_raster(tensor) else tensor[repeat] for name, tensor in batch.extra.items()}
     return Batch(cut(batch.x0), cut(batch.valid), batch.affine[repeat], extra)

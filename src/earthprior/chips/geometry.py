@@ -6,6 +6,8 @@ c + R F o / zoom: c is where the view's middle lies, F mirrors, R turns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,9 +15,20 @@ from torch.nn import functional as F
 from earthprior.params import AugmentationParams
 
 
+def is_raster(tensor: Tensor) -> bool:
+    """Whether one of a batch's extra tensors is of a value per pixel (B, H, W)."""
+    return tensor.ndim == 3
+
+
 def random_view(
-    x0: Tensor, valid: Tensor, size: int, params: AugmentationParams, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+    x0: Tensor,
+    valid: Tensor,
+    size: int,
+    params: AugmentationParams,
+    generator: torch.Generator,
+    rasters: Mapping[str, Tensor] | None = None,
+    outside: int = 0,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One random square of every chip; what lies outside the chip is its mirror image, and invalid.
 
     Flips and quarter turns alone move pixels and change none; otherwise all is one bicubic resampling, after which a
@@ -27,16 +40,19 @@ def random_view(
         size: Width and height of the view, px.
         params: The section `augmentation`.
         generator: On the chips' device.
+        rasters: Further maps of the chips (B, 1, H, W), of values that cannot be blended, such as classes: of each
+            pixel of a view, the nearest one.
+        outside: What the rasters hold outside the chip.
 
     Returns:
-        Views (B, C, size, size) and their masks.
+        Views (B, C, size, size), their masks, and their rasters.
     """
     matrix, centre = _placement(x0.shape, size, params, generator)
     offsets = torch.arange(size, device=x0.device) - (size - 1) / 2
     turns = params.rotation_degree or ()
     askew = isinstance(turns, dict) or any(angle % 90 for angle in turns)
     sample = _resampled if askew or params.scale_factor is not None else _moved
-    return sample(x0, valid, offsets, matrix, centre)
+    return sample(x0, valid, rasters or {}, outside, offsets, matrix, centre)
 
 
 def _placement(
@@ -80,7 +96,15 @@ def _whole(draw: Tensor, top: Tensor | int) -> Tensor:
     return (draw * (top + 1)).floor().clamp(max=top)
 
 
-def _moved(x0: Tensor, valid: Tensor, offsets: Tensor, matrix: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+def _moved(
+    x0: Tensor,
+    valid: Tensor,
+    rasters: Mapping[str, Tensor],
+    fill: int,
+    offsets: Tensor,
+    matrix: Tensor,
+    centre: Tensor,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Views of chips that are turned by quarters at most: the pixels as they are, in any dtype."""
     height, width = x0.shape[-2:]
     sides = torch.tensor([[width], [height]], device=x0.device)
@@ -103,10 +127,19 @@ def _moved(x0: Tensor, valid: Tensor, offsets: Tensor, matrix: Tensor, centre: T
         return chips.flatten(2).gather(2, place.expand(-1, chips.shape[1], -1))
 
     form = (len(x0), -1, len(offsets), len(offsets))
-    return picked(x0).view(form), (picked(valid) & ~outside).view(form)
+    seen = {name: picked(raster).masked_fill(outside, fill).view(form) for name, raster in rasters.items()}
+    return picked(x0).view(form), (picked(valid) & ~outside).view(form), seen
 
 
-def _resampled(x0: Tensor, valid: Tensor, offsets: Tensor, matrix: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+def _resampled(
+    x0: Tensor,
+    valid: Tensor,
+    rasters: Mapping[str, Tensor],
+    fill: int,
+    offsets: Tensor,
+    matrix: Tensor,
+    centre: Tensor,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Views of chips that are zoomed or turned askew: blended.
 
     Bicubic, not bilinear, which blurs so much that a denoiser learns a softer world than it is judged on: a linear
@@ -121,7 +154,14 @@ def _resampled(x0: Tensor, valid: Tensor, offsets: Tensor, matrix: Tensor, centr
     # Bicubic weights reach one pixel further than the bilinear ones that the mask is sampled with.
     sound = _all_around(valid).to(x0.dtype)
     inside = F.grid_sample(sound, grid.to(x0.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
-    return views, inside > 0.999
+
+    def nearest(raster: Tensor) -> Tensor:
+        # Sampled less `fill`, so that the zeros outside become it. Small whole numbers, which float32 holds exactly.
+        shifted = (raster - fill).to(torch.float32)
+        near = F.grid_sample(shifted, grid.float(), mode="nearest", padding_mode="zeros", align_corners=False)
+        return (near + fill).to(raster.dtype)
+
+    return views, inside > 0.999, {name: nearest(raster) for name, raster in rasters.items()}
 
 
 def _all_around(valid: Tensor) -> Tensor:

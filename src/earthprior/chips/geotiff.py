@@ -27,7 +27,7 @@ from rasterio.io import MemoryFile
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.content import read_content
 from earthprior.chips.problems import ChipError, chip_error
-from earthprior.params import DataParams
+from earthprior.params import FileParams
 
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 """What a chip may hold; all of them fit float32's range."""
@@ -74,7 +74,7 @@ class ChipSpec:
     nodata: tuple[float, ...] | None
 
     @classmethod
-    def from_params(cls, data: DataParams) -> ChipSpec:
+    def from_params(cls, data: FileParams) -> ChipSpec:
         """The spec that section `data` of params.yaml describes."""
         return cls(data.bands, data.chip_size, data.buffer, data.nodata)
 

@@ -7,12 +7,12 @@ DataLoader workers (no transport between processes), and a fault in one is the c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ TORCH_DTYPES = {
     "float64": torch.float32,
 }
 
+Extra: TypeAlias = Callable[[ChipRow], NDArray[Any]]
+"""What else is read of a chip, as its label: of all chips one shape and one dtype."""
+
 
 @dataclass(frozen=True)
 class RawBatch:
@@ -44,14 +47,19 @@ class RawBatch:
         pixels: (B, C, H, W) in the files' dtype (float64 as float32), physical units, 0 where invalid.
         valid: (B, H, W) bool, true where there is data.
         rows: The catalog rows, in the batch's order.
+        extra: What else was asked for, by name, each with B entries; no views of the buffer.
     """
 
     pixels: Tensor
     valid: Tensor
     rows: list[ChipRow]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+_Extras: TypeAlias = dict[str, NDArray[Any]]
 
 
 class _Buffer:
@@ -77,6 +85,7 @@ def load_batches(
     readers: int = 4,
     ahead: int = 2,
     pin: bool = False,
+    extra: Mapping[str, Extra] | None = None,
 ) -> Generator[RawBatch]:
     """Read chips in the order asked for.
 
@@ -91,6 +100,7 @@ def load_batches(
         readers: Threads.
         ahead: Batches read in advance.
         pin: Page-locked buffers, which CUDA copies from asynchronously.
+        extra: What else is read of each chip, by name, by the same threads.
 
     Raises:
         ChipError: A chip cannot be read, or its dtype is not that of the first chip; it names file and catalog line.
@@ -104,21 +114,22 @@ def load_batches(
     with _sound_before():
         sample, _ = alone(rows[first[0]].images[0], read_chip, folder, rows[first[0]], spec)
     free = deque(_Buffer(sample.shape, TORCH_DTYPES[sample.dtype.name], pin) for _ in range(ahead + 1))
-    pending: deque[tuple[_Buffer, list[ChipRow], list[Future[None]]]] = deque()
+    pending: deque[tuple[_Buffer, list[ChipRow], list[Future[_Extras]]]] = deque()
+    more = extra or {}
     with Readers(readers) as pool:
         upcoming: Sequence[int] | None = first
         while True:
             while free and upcoming is not None:
                 chips = [rows[index] for index in upcoming]
-                pending.append((free[0], chips, _begin(pool, free.popleft(), folder, chips, spec, sample.dtype)))
+                pending.append((free[0], chips, _begin(pool, free.popleft(), folder, chips, spec, sample.dtype, more)))
                 upcoming = next(batches, None)
             if not pending:
                 return
             buffer, chips, futures = pending.popleft()
             with _sound_before():
-                for future in futures:
-                    pool.result(future)
-            yield RawBatch(buffer.pixels[: len(chips)], buffer.valid[: len(chips)], chips)
+                found = [pool.result(future) for future in futures]
+            stacked = {name: torch.from_numpy(np.stack([each[name] for each in found])) for name in more}
+            yield RawBatch(buffer.pixels[: len(chips)], buffer.valid[: len(chips)], chips, stacked)
             free.append(buffer)
 
 
@@ -137,13 +148,19 @@ def _sound_before() -> Iterator[None]:
 
 
 def _begin(
-    pool: Readers, buffer: _Buffer, folder: Path, chips: Sequence[ChipRow], spec: ChipSpec, dtype: np.dtype[Any]
-) -> list[Future[None]]:
-    """Let the threads fill a buffer."""
+    pool: Readers,
+    buffer: _Buffer,
+    folder: Path,
+    chips: Sequence[ChipRow],
+    spec: ChipSpec,
+    dtype: np.dtype[Any],
+    extra: Mapping[str, Extra],
+) -> list[Future[_Extras]]:
+    """Let the threads fill a buffer, and bring what else is read."""
     if len(chips) > len(buffer.pixels):
         buffer.reserve(len(chips))
 
-    def fill(slot: int) -> None:
+    def fill(slot: int) -> _Extras:
         row = chips[slot]
         # Read into fresh memory and copied: a chip of another dtype must not be converted in silence.
         pixels, valid = read_chip(folder, row, spec)
@@ -152,5 +169,6 @@ def _begin(
             raise chip_error(row.images[0], row.line, what, "Bring all chips to one dtype")
         buffer.pixel_array[slot] = pixels
         buffer.valid_array[slot] = valid
+        return {name: read(row) for name, read in extra.items()}
 
     return [pool.submit(row.images[0], fill, slot) for slot, row in enumerate(chips)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ def denormalize(x: Tensor, affine: Affine) -> Tensor:
     A generated chip has no map of its own where the procedure is local; it takes that of a real chip.
     """
     return x * affine.scale + affine.offset
+
+
+class Normalizing(Protocol):
+    """What turns raw chips into x0: a run's own `Normalizer`, or what a backbone brought along."""
+
+    def normalize(self, raw: Tensor, valid: Tensor) -> tuple[Tensor, Affine]:
+        """See `Normalizer.normalize`."""
+        ...
 
 
 class Normalizer:

@@ -29,8 +29,8 @@ CLIP_PERCENTS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """What `normalization.clip_percent` may be with global statistics: the limits that the stats stage keeps."""
 
 
-class DataParams(Section):
-    """Which chips, and how files become arrays."""
+class FileParams(Section):
+    """Which chips, and how files become arrays, whatever is made of them."""
 
     dir: str
     catalog: str
@@ -38,11 +38,8 @@ class DataParams(Section):
     chip_size: Pixels
     bands: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
     crop_px: PositiveInt | None
-    crops_per_chip: Thousands
     nodata: tuple[Float, ...] | None
     buffer: Annotated[Int, Field(ge=0, le=8192)]
-    on_bad_chip: Literal["error", "skip"]
-    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
 
     @property
     def read_px(self) -> int:
@@ -55,12 +52,20 @@ class DataParams(Section):
         return self.crop_px or self.read_px
 
     @model_validator(mode="after")
-    def _check(self) -> DataParams:
+    def _check(self) -> FileParams:
         if len(set(self.bands)) != len(self.bands):
             raise ValueError(f"bands {shown(list(self.bands))} name a band twice; each band needs its own name")
         if self.crop_px is not None and self.crop_px > self.read_px:
             raise ValueError(f"crop_px {self.crop_px} is larger than the chips ({self.read_px} px)")
         return self
+
+
+class DataParams(FileParams):
+    """The chips of the pretraining."""
+
+    crops_per_chip: Thousands
+    on_bad_chip: Literal["error", "skip"]
+    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
 
 
 class NormalizationParams(Section):

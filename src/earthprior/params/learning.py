@@ -20,6 +20,7 @@ from earthprior.params.kinds import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Threads,
 )
 from earthprior.params.plain import shown
 
@@ -255,3 +256,14 @@ class OneCycleParams(Section):
     pct_start: OpenFraction
     div_factor: Annotated[Float, Field(ge=1)]
     final_div_factor: Annotated[Float, Field(ge=1)]
+
+
+class OperationParams(Section):
+    """What cannot change a result."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    readers: Threads
+    activation_checkpointing: Bool
+    checkpoint_interval: PositiveInt | None
+    checkpoint_every_seconds: NonNegativeFloat
+    log_every_steps: PositiveInt

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from earthprior.errors import ParamsError
+from earthprior.params.downstream import DownstreamParams, downstream_fields
 from earthprior.params.plain import MOST_BYTES, SHOWN, key_shown, plain, shown, tree_fault
 from earthprior.params.search import ENTRY_KEYS
 from earthprior.params.whole import Params, fields
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 MOST_FAULTS = 100
 """Told of one file, in full."""
@@ -27,6 +30,32 @@ def load(path: Path) -> Params:
         ParamsError: The file is missing, is no YAML mapping, or has faults; the message lists all of them.
     """
     return parse(read_mapping(path), path.name)
+
+
+def load_downstream(path: Path, changes: Mapping[str, Any] | None = None) -> DownstreamParams:
+    """Read and check downstream/params.yaml.
+
+    Args:
+        path: The file.
+        changes: Values that stand in place of the file's, by dotted key.
+
+    Raises:
+        ParamsError: See `load`.
+    """
+    content = read_mapping(path)
+    for key, value in (changes or {}).items():
+        section, _, name = key.rpartition(".")
+        (content[section] if section else content)[name] = value
+    return parse_downstream(content, f"{path.parent.name}/{path.name}")
+
+
+def parse_downstream(content: Mapping[str, Any], source: str) -> DownstreamParams:
+    """Check a plain mapping as `parse` does, for what stands in downstream/params.yaml.
+
+    Raises:
+        ParamsError: With every fault at once.
+    """
+    return _parsed(DownstreamParams, downstream_fields(), content, source)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -94,17 +123,21 @@ def parse(content: Mapping[str, Any], source: str) -> Params:
     Raises:
         ParamsError: With every fault at once.
     """
+    return _parsed(Params, fields(), content, source)
+
+
+def _parsed(kind: type[Kind], known: Mapping[str, Any], content: Mapping[str, Any], source: str) -> Kind:
     try:
-        return Params.model_validate(plain(content))
+        return kind.model_validate(plain(content))
     except ValidationError as error:
         faults = error.errors(include_url=False)
-    lines = [line for fault in faults[:MOST_FAULTS] for line in _describe(fault, source).splitlines()]
+    lines = [line for fault in faults[:MOST_FAULTS] for line in _describe(fault, source, known).splitlines()]
     count = len(lines) + max(0, len(faults) - MOST_FAULTS)
     more = [f"  and {len(faults) - MOST_FAULTS:,} more"] if len(faults) > MOST_FAULTS else []
     raise ParamsError("\n".join([f"{source} has {count:,} fault{'s' * (count > 1)}:", *lines, *more]))
 
 
-def _describe(fault: Any, source: str) -> str:
+def _describe(fault: Any, source: str, known_fields: Mapping[str, Any]) -> str:
     """One line for one pydantic fault: dotted key, value, what is allowed, nearest known key."""
     location = [str(part) for part in fault["loc"]]
     in_entry = location[:2] == ["tune", "space"] and len(location) > 4
@@ -112,13 +145,13 @@ def _describe(fault: Any, source: str) -> str:
     location = [part for part in location if part not in ("tuple[float, float]", "range", "choice")]
     key = ".".join(map(key_shown, location))
     if fault["type"] == "extra_forbidden":
-        return f"  {key}: unknown key; {_nearest(location, fault['input'], in_entry)}"
+        return f"  {key}: unknown key; {_nearest(location, fault['input'], in_entry, known_fields)}"
     if fault["type"] == "missing":
         restore = "an entry has low and high (with log, or step), or choices"
         return f"  {key}: missing; {restore if in_entry else f'add it (git checkout {source} restores the default)'}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        inner = [known.split(".")[-1] for known in fields() if known.rpartition(".")[0] == key]
+        inner = [known.split(".")[-1] for known in known_fields if known.rpartition(".")[0] == key]
         if key.startswith("tune.space"):
             inner = list(ENTRY_KEYS) if key != "tune.space" else ["lr: {low: 0.0003, high: 0.01}"]
         message = f"a section of keys is needed: {', '.join(inner[:4])}{', ...' * (len(inner) > 4)}"
@@ -127,7 +160,7 @@ def _describe(fault: Any, source: str) -> str:
     return f"  {key}: {shown(fault['input'])} is not allowed; {message}"
 
 
-def _nearest(location: Sequence[str], value: Any, in_entry: bool) -> str:
+def _nearest(location: Sequence[str], value: Any, in_entry: bool, fields: Mapping[str, Any]) -> str:
     """The known key that was meant, as a question, or that there is none."""
     key, last = ".".join(location), location[-1]
     if len(key) > SHOWN:
@@ -135,11 +168,11 @@ def _nearest(location: Sequence[str], value: Any, in_entry: bool) -> str:
     if in_entry:
         near = difflib.get_close_matches(last, ENTRY_KEYS, n=1, cutoff=0.5)
         return f"did you mean {near[0]}?" if near else f"an entry knows {', '.join(ENTRY_KEYS)}"
-    sections = list(dict.fromkeys(known.rpartition(".")[0] for known in fields() if "." in known))
+    sections = list(dict.fromkeys(known.rpartition(".")[0] for known in fields if "." in known))
     if isinstance(value, Mapping) and len(location) == 1:
         near = difflib.get_close_matches(key, sections, n=1, cutoff=0.5)
         return f"did you mean the section {near[0]}?" if near else "remove it"
     # First a key that is merely in the wrong section, then one that is misspelt.
-    near = [known for known in fields() if known.split(".")[-1] == last][:1]
-    near = near or difflib.get_close_matches(key, [*fields(), *sections], n=1, cutoff=0.5)
+    near = [known for known in fields if known.split(".")[-1] == last][:1]
+    near = near or difflib.get_close_matches(key, [*fields, *sections], n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "remove it"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
 from earthprior.params import search
@@ -37,6 +37,7 @@ from earthprior.params.learning import (
     MultistepParams,
     NAdamParams,
     OneCycleParams,
+    OperationParams,
     PerceptualParams,
     PlateauParams,
     PolyParams,
@@ -62,17 +63,6 @@ class EvaluateParams(Section):
     label_column: str
     probe_rho: PositiveFloat
     probe_pixels: PositiveInt
-
-
-class OperationParams(Section):
-    """What cannot change a result."""
-
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    readers: Threads
-    activation_checkpointing: Bool
-    checkpoint_interval: PositiveInt | None
-    checkpoint_every_seconds: NonNegativeFloat
-    log_every_steps: PositiveInt
 
 
 SELECTORS = {
@@ -137,6 +127,14 @@ class Params(Section):
     evaluate: EvaluateParams
     operation: OperationParams
     tune: TuneParams | None = None
+
+    def visits_per_chip(self, chips: int) -> int:
+        """How often an epoch visits each of so many train chips."""
+        return self.data.crops_per_chip
+
+    def steps_in_epoch(self, chips: int) -> int:
+        """How many batches an epoch's visits fill; what fills none is left out."""
+        return chips * self.data.crops_per_chip // self.batch_size
 
     def epoch_fault(self, train_chips: int) -> str | None:
         """Why so many train chips cannot be trained on, or None."""
@@ -213,13 +211,23 @@ class Params(Section):
 @cache
 def fields() -> Mapping[str, Any]:
     """The type of every dotted key that params.yaml may hold, with its limits."""
+    return fields_of(Params, {"tune": TuneParams})
+
+
+def fields_of(model: type[Section], optional: Mapping[str, type[Section]] | None = None) -> dict[str, Any]:
+    """The type of every dotted key of a file of parameters, with its limits.
+
+    Args:
+        model: The whole file.
+        optional: Sections that may be absent, by name.
+    """
     found: dict[str, Any] = {}
-    sections = {**{name: field.annotation for name, field in Params.model_fields.items()}, "tune": TuneParams}
+    sections = {**{name: field.annotation for name, field in model.model_fields.items()}, **(optional or {})}
     for name, kind in sections.items():
         if isinstance(kind, type) and issubclass(kind, Section):
             found |= {f"{name}.{inner}": _type(field) for inner, field in kind.model_fields.items()}
         else:
-            found[name] = _type(Params.model_fields[name])
+            found[name] = _type(model.model_fields[name])
     return found
 
 

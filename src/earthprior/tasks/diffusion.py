@@ -19,11 +19,11 @@ from earthprior.diffusion.schedule import NoiseSchedule, q_sample
 from earthprior.diffusion.weighting import timestep_weights
 from earthprior.losses import LOSSES
 from earthprior.params import Params
-from earthprior.tasks.task import Loss
+from earthprior.tasks.task import Loss, Task
 from earthprior.tasks.timesteps import TimestepSampler
 
 
-class DiffusionTask(nn.Module):
+class DiffusionTask(Task):
     """Predict eps, x0 or v from xt.
 
     Args:
@@ -43,7 +43,6 @@ class DiffusionTask(nn.Module):
     a linear filter. The SNR weightings multiply the loss of each chip.
     """
 
-    network: nn.Module
     schedule: NoiseSchedule
     linear: LinearDenoiser
     timestep_sampler: TimestepSampler
@@ -81,8 +80,12 @@ class DiffusionTask(nn.Module):
         if loss.t is not None:
             self.timestep_sampler.record(loss.t, loss.per_chip)
 
+    def rests_on(self) -> str:
+        """The linear denoiser; see `tasks.task.Task`."""
+        return self.linear.digest()
+
     def denoiser(self, batch: Batch) -> Denoiser:
-        """denoise(xt, t) -> x0_hat; the batch carries no condition for this task."""
+        """denoise(xt, t) -> x0_hat for the chips of this batch, which carries no condition for this task."""
         return self.denoise
 
     def denoise(self, xt: Tensor, t: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class DiffusionTask(nn.Module):
         return self._objective.x0_hat(output, xt, self.schedule.at("alpha", t), self.schedule.at("sigma", t))
 
     def features(self, batch: Batch, rho: float) -> list[Tensor]:
-        """Features of the chips as they are, the network told that noise is at ratio rho; see `tasks.task.Task`.
+        """A pyramid of features (B, D, H / 2^i, W / 2^i), finest first; the network is told that noise is at ratio rho.
 
         No noise is mixed in: xt = alpha x0. So features are a function of the chip alone, wherever it is cut; on the
         sample a linear probe reads them no worse (average precision 0.781 at ratio 0.1, with noise 0.778).

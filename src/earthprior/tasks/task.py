@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from earthprior.chips.batch import Batch
-from earthprior.diffusion.gain import Denoiser
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Loss:
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """A pretext task: owns its network, its corruption, its target and where that counts.
+class Task(nn.Module):
+    """What a network is trained for: owns the network, its corruption, its target and where that counts.
 
     It knows no optimizer and no tracking. Its own state (teachers, centres, histories) is in its state_dict.
     """
@@ -41,19 +40,22 @@ class Task(Protocol):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The loss of a batch; all randomness comes from the generator, so that the same call repeats exactly."""
-        ...
+        raise NotImplementedError
 
     def after_step(self, loss: Loss) -> None:
         """Called after each optimizer step, for what follows the network (teachers, centres, histories).
 
         The loss is of the whole batch, joined over parts and processes, so that all processes keep the same state.
         """
-        ...
 
-    def denoiser(self, batch: Batch) -> Denoiser:
-        """denoise(xt, t) -> x0_hat for the chips of this batch."""
-        ...
+    def weights(self, lr: float) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
+        """What is trained: the network's parameters, or groups of them with learning rates of their own.
 
-    def features(self, batch: Batch, rho: float) -> list[Tensor]:
-        """A pyramid of features (B, D, H / 2^i, W / 2^i), finest first, of chips at noise-to-signal ratio rho."""
-        ...
+        Args:
+            lr: Of what has none of its own.
+        """
+        return self.network.parameters()
+
+    def rests_on(self) -> str:
+        """A digest of what was fitted before the training began and is needed to continue it; empty for nothing."""
+        return ""

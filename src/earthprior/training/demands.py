@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from earthprior import memory
 from earthprior.errors import ParamsError
-from earthprior.params import Params
+from earthprior.params import LearningParams, Params
 
 
-def check_batch_size(params: Params, chips: int, processes: int) -> None:
+def check_batch_size(params: LearningParams, chips: int, processes: int) -> None:
     """Refuse a batch that does not come out even.
 
     Raises:

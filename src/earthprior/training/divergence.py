@@ -16,7 +16,7 @@ from earthprior.chips.catalog import ChipRow
 from earthprior.errors import DivergedError
 from earthprior.files import write_json
 from earthprior.journal import spelled
-from earthprior.params import Params
+from earthprior.params import LearningParams
 from earthprior.tasks.task import Loss
 from earthprior.training.checkpoint import CheckpointStore
 
@@ -63,7 +63,7 @@ def of_step(
     fault: NonFinite,
     moment: Moment,
     rows: Sequence[ChipRow],
-    params: Params,
+    params: LearningParams,
     device: torch.device,
     store: CheckpointStore,
     writes: bool,
@@ -101,7 +101,12 @@ def of_step(
 
 
 def of_average(
-    epoch: int, step: int, judged: Mapping[str, float], params: Params, device: torch.device, store: CheckpointStore
+    epoch: int,
+    step: int,
+    judged: Mapping[str, float],
+    params: LearningParams,
+    device: torch.device,
+    store: CheckpointStore,
 ) -> DivergedError:
     """What to tell where the averaged weights' error on the validation chips is no finite number.
 
@@ -121,7 +126,7 @@ def of_average(
     )
 
 
-def what_now(params: Params, device: torch.device, store: CheckpointStore) -> str:
+def what_now(params: LearningParams, device: torch.device, store: CheckpointStore) -> str:
     """What is kept, and which dials end it."""
     last = store.newest()
     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

@@ -12,7 +12,7 @@ import torch
 
 from earthprior import memory
 from earthprior.errors import DataError, DeviceMemoryError, StorageError
-from earthprior.params import Params
+from earthprior.params import LearningParams
 
 READING, PASSES = "reading of its chips", "forward and backward passes"
 OPTIMIZER, VALIDATION = "optimizer", "validation"
@@ -44,7 +44,7 @@ def unread(error: DataError | StorageError, failed: FailedStep) -> DataError | S
 
 
 def out_of_memory(
-    error: Exception, failed: FailedStep, params: Params, device: torch.device, processes: int
+    error: Exception, failed: FailedStep, params: LearningParams, device: torch.device, processes: int
 ) -> DeviceMemoryError:
     """Which memory was short, in what, and what helps.
 
@@ -66,7 +66,7 @@ def out_of_memory(
     )
 
 
-def _in_training(params: Params, processes: int) -> str:
+def _in_training(params: LearningParams, processes: int) -> str:
     """For the same effective batch."""
     share = params.batch_size // (processes * params.accumulation_steps)
     told = []
@@ -84,7 +84,7 @@ def _in_training(params: Params, processes: int) -> str:
     return "; or ".join(told or ["lower data.crop_px or choose a smaller network; that begins a new run"])
 
 
-def _in_validation(params: Params) -> str:
+def _in_validation(params: LearningParams) -> str:
     if params.val_batch_size == 1:
         return "lower data.crop_px or choose a smaller network; that begins a new run"
     return (
@@ -93,7 +93,7 @@ def _in_validation(params: Params) -> str:
     )
 
 
-def _next_parts(params: Params, processes: int) -> int | None:
+def _next_parts(params: LearningParams, processes: int) -> int | None:
     """The next number of parts that a process's batch can be cut into; None where each has one chip already."""
     own = params.batch_size // processes
     return next((parts for parts in range(params.accumulation_steps + 1, own + 1) if own % parts == 0), None)

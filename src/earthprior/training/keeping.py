@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from earthprior.errors import StorageError
-from earthprior.params import Params
+from earthprior.params import LearningParams
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.progress import Progress
 
@@ -23,7 +23,9 @@ class Keeping:
         progress: What a person sees.
     """
 
-    def __init__(self, store: CheckpointStore, params: Params, steps_per_epoch: int, progress: Progress) -> None:
+    def __init__(
+        self, store: CheckpointStore, params: LearningParams, steps_per_epoch: int, progress: Progress
+    ) -> None:
         self._store = store
         self._progress = progress
         interval = params.operation.checkpoint_interval

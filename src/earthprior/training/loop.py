@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from earthprior.chips.loader import RawBatch
 from earthprior.errors import DataError, DivergedError, Interrupted, StorageError
 from earthprior.memory import is_out_of_memory
-from earthprior.params import Params
-from earthprior.tasks.diffusion import DiffusionTask
+from earthprior.params import LearningParams, Params
+from earthprior.tasks.task import Task
 from earthprior.training import divergence
 from earthprior.training.checkpoint import CheckpointStore
 from earthprior.training.distributed import OtherEndsError, World, unwrap
 from earthprior.training.failed_step import OPTIMIZER, PASSES, READING, VALIDATION, FailedStep, out_of_memory, unread
 from earthprior.training.keeping import Keeping
 from earthprior.training.optim import OPTIMIZERS, averaged
-from earthprior.training.order import TrainingChips, batch_at, share_numbers, steps_in_epoch, visits
+from earthprior.training.order import TrainingChips, batch_at, share_numbers, visits
 from earthprior.training.progress import Progress
 from earthprior.training.rates import LRSchedule
 from earthprior.training.shares import Share, autocast, backward, joined, make_share, share_weights, tell_unread
 from earthprior.training.sharpness import ascended
 from earthprior.training.state import learned, put_back
 from earthprior.training.stop import StopRequest
-from earthprior.training.validate import Validation, evaluating
+from earthprior.training.validate import Judge, evaluating
 
 Log = Callable[[Mapping[str, float], int, int], None]
 """log(metrics, step, epoch); never fails and never waits."""
@@ -48,7 +48,8 @@ class Outcome:
     """What training leaves behind.
 
     Attributes:
-        best: The averaged weights with the best mean gain on validation chips, a plain state_dict.
+        best: The averaged weights with the best headline on validation chips, a plain state_dict; the last ones where
+            nothing was judged.
         last: The averaged weights after the last step.
         best_epoch: Where `best` is from, counted from 1.
         history: One row of metrics per epoch.
@@ -64,20 +65,20 @@ class Trainer:
     """One run's state and its steps. `run` is the loop; the rest is what one step is made of.
 
     Args:
-        params: The whole of params.yaml.
+        params: Of the training.
         task: With its network, on `device`.
         chips: What is trained on.
-        validation: What is judged on.
+        validation: Judges after each epoch; None judges nothing.
         device: Of this process.
         world: This process among others.
     """
 
     def __init__(
         self,
-        params: Params,
-        task: DiffusionTask,
+        params: LearningParams,
+        task: Task,
         chips: TrainingChips,
-        validation: Validation,
+        validation: Judge | None,
         device: torch.device,
         world: World,
     ) -> None:
@@ -87,11 +88,11 @@ class Trainer:
         self.validation = validation
         self.device = device
         self.world = world
-        self.steps_per_epoch = steps_in_epoch(params, len(chips.rows))
+        self.steps_per_epoch = params.steps_in_epoch(len(chips.rows))
         self.total_steps = params.epochs * self.steps_per_epoch
         network = task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged(network, params.ema_decay)
-        self.optimizer = OPTIMIZERS[params.optimizer](network.parameters(), params)
+        self.optimizer = OPTIMIZERS[params.optimizer](task.weights(params.lr), params)
         self.lr_schedule = LRSchedule(self.optimizer, params, self.steps_per_epoch)
         task.network = world.wrap(network, device)
         self.step = 0
@@ -100,7 +101,7 @@ class Trainer:
         self.best_gain = -math.inf
         self.best_epoch = 0
         self._epoch_loss = 0.0
-        self._linear = task.linear.digest()
+        self._rests_on = task.rests_on()
         self._norms: deque[float] = deque(maxlen=divergence.NORMS)
         self._doing = ""
 
@@ -160,12 +161,14 @@ class Trainer:
                     keeping.save(self.step, self.state, last_chance=bool(asked))
                 if asked and not self.finished:
                     raise Interrupted(f"saved step {self.step:,} of {self.total_steps:,}", asked)
-        if self.step < self.total_steps:
+        if self.step < self.total_steps and self.validation is not None:
+            noun = self.validation.headline.noun
             progress.note(
-                f"stopped early after epoch {self.step // self.steps_per_epoch} of {self.params.epochs}: the gain of "
+                f"stopped early after epoch {self.step // self.steps_per_epoch} of {self.params.epochs}: the {noun} of "
                 f"epoch {self.best_epoch} was not bettered in {self.params.early_stopping_epochs} epochs"
             )
-        return Outcome(self.best, _plain(self.average.module), self.best_epoch, self.history)
+        last = _plain(self.average.module)
+        return Outcome(self.best or last, last, self.best_epoch, self.history)
 
     def state(self) -> dict[str, Any]:
         """All that a continued run needs, in plain types; the random draws need nothing."""
@@ -177,7 +180,7 @@ class Trainer:
             "best_gain": self.best_gain,
             "best_epoch": self.best_epoch,
             "epoch_loss": self._epoch_loss,
-            "linear": self._linear,
+            "linear": self._rests_on,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -246,7 +249,8 @@ class Trainer:
         network = unwrap(self.task.network)
         losses = backward(self.task, shares, weights, self.params)
         if self.params.optimizer == "sam":
-            with ascended(network, self.params.sam.rho, self.params.sam.adaptive):
+            sam = cast(Params, self.params).sam
+            with ascended(network, sam.rho, sam.adaptive):
                 backward(self.task, shares, weights, self.params)
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.params.grad_clip or math.inf)
         loss = joined(losses, weights, self.world)
@@ -289,16 +293,20 @@ class Trainer:
         """Judge the averaged weights on the validation chips, and keep them if they are the best."""
         row = {"epoch": epoch, "step": self.step, "train_loss": self._epoch_loss / self.steps_per_epoch, "lr": lr}
         self._epoch_loss = 0.0
-        gain = math.nan
+        if self.validation is None:
+            self.best_epoch = epoch
+            self.history.append(row)
+            return
+        headline, gain = self.validation.headline, math.nan
         if self.world.is_first:
             with evaluating(self.task, self.average.module), autocast(self.params, self.device):
                 judged = self.validation.judge(self.task)
-            gain = judged["gain_db/mean"]
+            gain = judged[headline.name]
             self.history.append({**row, **judged})
-            best = {"val/gain_db/best": max(self.best_gain, gain)}
+            best = {f"val/{headline.best}": max(self.best_gain, gain)}
             metrics = {"train/loss_epoch": row["train_loss"], **{f"val/{name}": v for name, v in judged.items()}}
             log({**metrics, **best}, self.step, epoch)
-            progress.epoch(epoch, row["train_loss"], judged)
+            progress.epoch(epoch, row["train_loss"], judged, headline)
         # All must know it: the learning rate and the end of the run may depend on it.
         gain = self.world.from_first(gain, self.device)
         if not math.isfinite(gain):

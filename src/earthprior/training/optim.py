@@ -6,38 +6,42 @@ Weight decay is decoupled in adamw and adabelief, as published; in all others it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from earthprior.params import Params
+from earthprior.params import LearningParams, Params
 
-Maker = Callable[[Iterable[nn.Parameter], Params], Optimizer]
+Weights: TypeAlias = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+"""What is trained, all with one learning rate, or in groups {"params": ..., "lr": ...}."""
+
+Maker = Callable[[Weights, LearningParams], Optimizer]
 
 
 def _maker(name: str, kind: Callable[..., Optimizer], fused: bool | None = None) -> Maker:
     """Makes an optimizer from lr, weight_decay and its own section, whose keys are the arguments' names."""
     more = {} if fused is None else {"fused": fused}
 
-    def make(parameters: Iterable[nn.Parameter], params: Params) -> Optimizer:
+    def make(parameters: Weights, params: LearningParams) -> Optimizer:
         section = getattr(params, name).model_dump()
         return kind(parameters, lr=params.lr, weight_decay=params.weight_decay, **section, **more)
 
     return make
 
 
-def _adabelief(parameters: Iterable[nn.Parameter], **options: object) -> Optimizer:
+def _adabelief(parameters: Weights, **options: object) -> Optimizer:
     # Loads a hundred optimizers, so only when this one is wanted.
     from pytorch_optimizer import AdaBelief
 
     return AdaBelief(parameters, **options)  # type: ignore[arg-type]
 
 
-def _sam(parameters: Iterable[nn.Parameter], params: Params) -> Optimizer:
+def _sam(parameters: Weights, params: LearningParams) -> Optimizer:
     """The base optimizer; what makes it sharpness-aware is where the gradient is taken, see `sharpness.ascended`."""
-    return OPTIMIZERS[params.sam.base_optimizer](parameters, params)
+    return OPTIMIZERS[cast(Params, params).sam.base_optimizer](parameters, params)
 
 
 OPTIMIZERS: dict[str, Maker] = {

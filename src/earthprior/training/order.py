@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.loader import RawBatch
-from earthprior.chips.normalize import Normalizer
-from earthprior.params import Params
+from earthprior.chips.normalize import Normalizing
+from earthprior.params import LearningParams
 from earthprior.randomness import numpy_generator
 from earthprior.training.distributed import World
 
@@ -25,24 +25,19 @@ class TrainingChips:
 
     rows: Sequence[ChipRow]
     read: Callable[[Iterable[Sequence[int]]], Generator[RawBatch]]
-    normalizer: Normalizer
+    normalizer: Normalizing
 
 
-def steps_in_epoch(params: Params, chips: int) -> int:
-    """How many batches so many chips fill; what fills none is left out."""
-    return chips * params.data.crops_per_chip // params.batch_size
-
-
-def share_numbers(params: Params, world: World) -> range:
+def share_numbers(params: LearningParams, world: World) -> range:
     """The numbers of this process's shares of a step's batch, among all processes' shares."""
     parts = params.accumulation_steps
     return range(world.rank * parts, (world.rank + 1) * parts)
 
 
-def visits(params: Params, chips: int, world: World, first_step: int) -> Iterator[list[int]]:
+def visits(params: LearningParams, chips: int, world: World, first_step: int) -> Iterator[list[int]]:
     """Chip indices of this process's shares of all steps from one on, a list per share."""
     length = params.batch_size // (world.size * params.accumulation_steps)
-    steps = steps_in_epoch(params, chips)
+    steps = params.steps_in_epoch(chips)
     order: list[int] = []
     for step in range(first_step, params.epochs * steps):
         epoch, place = divmod(step, steps)
@@ -53,15 +48,15 @@ def visits(params: Params, chips: int, world: World, first_step: int) -> Iterato
             yield order[first : first + length]
 
 
-def batch_at(params: Params, chips: int, step: int) -> list[int]:
+def batch_at(params: LearningParams, chips: int, step: int) -> list[int]:
     """Chip indices of a step's whole batch, of all processes; steps are counted from 0."""
-    epoch, place = divmod(step, steps_in_epoch(params, chips))
+    epoch, place = divmod(step, params.steps_in_epoch(chips))
     first = place * params.batch_size
     return _permutation(params, chips, epoch)[first : first + params.batch_size]
 
 
-def _permutation(params: Params, chips: int, epoch: int) -> list[int]:
+def _permutation(params: LearningParams, chips: int, epoch: int) -> list[int]:
     """Chip indices in the order of an epoch, counted from 0, of all processes."""
-    numbers = numpy_generator(params.seed, "order", epoch).permutation(chips * params.data.crops_per_chip)
+    numbers = numpy_generator(params.seed, "order", epoch).permutation(chips * params.visits_per_chip(chips))
     order: list[int] = (numbers % chips).tolist()
     return order

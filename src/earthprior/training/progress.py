@@ -9,6 +9,8 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
+from earthprior.training.headline import Headline
+
 LINE_EVERY_SECONDS = 15.0
 
 
@@ -48,11 +50,11 @@ class Progress:
             left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
             self.note(f"step {step:,}/{self._total:,}, {text}, {duration(left)} left")
 
-    def epoch(self, epoch: int, train_loss: float, judged: Mapping[str, float]) -> None:
+    def epoch(self, epoch: int, train_loss: float, judged: Mapping[str, float], headline: Headline) -> None:
         """An epoch was judged."""
         self.note(
             f"epoch {epoch}/{self._epochs}: train loss {train_loss:.4g}, val loss {judged['loss']:.4g}, "
-            f"gain over the linear filter {judged['gain_db/mean']:+.3f} dB"
+            f"{headline.pattern.format(judged[headline.name])}"
         )
 
     def note(self, text: str) -> None:

@@ -8,12 +8,12 @@ rises by itself and knows no other warm-up.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch.optim import Optimizer, lr_scheduler
 
 from earthprior.errors import ParamsError
-from earthprior.params import Params
+from earthprior.params import LearningParams, Params
 
 LRScheduler = lr_scheduler.LRScheduler
 
@@ -110,34 +110,35 @@ class LRSchedule:
 
     Args:
         optimizer: Made with lr.
-        params: The whole of params.yaml.
+        params: Of the training. What offers a schedule's word has its section, too.
         steps_per_epoch: Optimizer steps.
     """
 
-    def __init__(self, optimizer: Optimizer, params: Params, steps_per_epoch: int) -> None:
+    def __init__(self, optimizer: Optimizer, params: LearningParams, steps_per_epoch: int) -> None:
         self._optimizer = optimizer
+        whole = cast(Params, params)
         self._warmup_epochs = 0 if params.lr_schedule == "onecycle" else params.warmup_epochs
-        self._by_step = LR_SCHEDULES[params.lr_schedule](optimizer, params, steps_per_epoch)
+        self._by_step = LR_SCHEDULES[params.lr_schedule](optimizer, whole, steps_per_epoch)
         if self._warmup_epochs:
             steps = self._warmup_epochs * steps_per_epoch
             # The first step already moves: it has lr / (steps + 1), not 0.
             warmup = lr_scheduler.LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
             self._by_step = lr_scheduler.SequentialLR(optimizer, [warmup, self._by_step], milestones=[steps])
-        self._by_epoch = _plateau(optimizer, params) if params.lr_schedule == "plateau" else None
+        self._by_epoch = _plateau(optimizer, whole) if params.lr_schedule == "plateau" else None
 
     @property
     def lr(self) -> float:
-        """The rate that the next step has."""
+        """The rate that the next step has; of a task's several groups of weights, the first one's."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def step(self) -> None:
         """After each optimizer step."""
         self._by_step.step()
 
-    def end_epoch(self, epoch: int, gain_db: float) -> None:
+    def end_epoch(self, epoch: int, score: float) -> None:
         """After an epoch, counted from 1, was judged; plateau watches from the first one after warm-up on."""
         if self._by_epoch is not None and epoch > self._warmup_epochs:
-            self._by_epoch.step(gain_db)
+            self._by_epoch.step(score)
 
     def state_dict(self) -> dict[str, Any]:
         """In plain types; the rate itself is in the optimizer's state."""

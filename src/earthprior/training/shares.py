@@ -19,11 +19,10 @@ from earthprior.chips.augment import augment
 from earthprior.chips.batch import Batch, prepare
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.loader import RawBatch
-from earthprior.chips.normalize import Normalizer
-from earthprior.params import Params
+from earthprior.chips.normalize import Normalizing
+from earthprior.params import LearningParams
 from earthprior.randomness import seed_of, torch_generator
-from earthprior.tasks.diffusion import DiffusionTask
-from earthprior.tasks.task import Loss
+from earthprior.tasks.task import Loss, Task
 from earthprior.training.distributed import OtherEndsError, World, adding_up
 
 UNREAD = -1
@@ -47,7 +46,7 @@ class Share:
 
 
 def make_share(
-    raw: RawBatch, number: int, step: int, params: Params, normalizer: Normalizer, device: torch.device
+    raw: RawBatch, number: int, step: int, params: LearningParams, normalizer: Normalizing, device: torch.device
 ) -> Share:
     """Share `number` of the batch of `step`, from the chips as they were read."""
     address = (params.seed, "step", step, number)
@@ -59,12 +58,12 @@ def make_share(
 def share_weights(shares: Sequence[Share], world: World) -> Tensor:
     """What to multiply each share's mean with (N,), so that the processes' mean of sums is the whole batch's mean.
 
-    A share's loss is the mean over its chips with valid pixels, and not all have the same number of these.
+    A share's loss is the mean over its chips with pixels that count, and not all have the same number of these.
 
     Raises:
         OtherEndsError: Another process has none, see `tell_unread`.
     """
-    counted = torch.stack([share.batch.valid.flatten(1).any(1).sum() for share in shares])
+    counted = torch.stack([share.batch.counted().sum() for share in shares])
     together = world.gather(counted)
     if world.size > 1 and bool((together == UNREAD).any()):
         raise OtherEndsError
@@ -76,7 +75,7 @@ def tell_unread(shares: int, world: World, device: torch.device) -> None:
     world.gather(torch.full((shares,), UNREAD, device=device))
 
 
-def backward(task: DiffusionTask, shares: Sequence[Share], weights: Tensor, params: Params) -> list[Loss]:
+def backward(task: Task, shares: Sequence[Share], weights: Tensor, params: LearningParams) -> list[Loss]:
     """Put the gradient of the whole batch's mean loss into the network's weights; each share's loss, detached."""
     task.network.zero_grad(set_to_none=True)
     losses = []
@@ -105,7 +104,7 @@ def joined(losses: Sequence[Loss], weights: Tensor, world: World) -> Loss:
     )
 
 
-def autocast(params: Params, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(params: LearningParams, device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision as params ask."""
     dtype = build.autocast_dtype(params, device)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -11,14 +11,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from earthprior.errors import EarthPriorError
 from earthprior.networks.tensor_file import listed, mismatches
-from earthprior.tasks.diffusion import DiffusionTask
+from earthprior.tasks.task import Task
 from earthprior.training.distributed import unwrap
 from earthprior.training.rates import LRSchedule
 
 
-def learned(
-    task: DiffusionTask, average: AveragedModel, optimizer: Optimizer, lr_schedule: LRSchedule
-) -> dict[str, Any]:
+def learned(task: Task, average: AveragedModel, optimizer: Optimizer, lr_schedule: LRSchedule) -> dict[str, Any]:
     """The state of what has one of its own: networks, optimizer, learning rate and task."""
     return {
         "network": unwrap(task.network).state_dict(),
@@ -30,7 +28,7 @@ def learned(
 
 
 def put_back(
-    state: Mapping[str, Any], task: DiffusionTask, average: AveragedModel, optimizer: Optimizer, lr_schedule: LRSchedule
+    state: Mapping[str, Any], task: Task, average: AveragedModel, optimizer: Optimizer, lr_schedule: LRSchedule
 ) -> None:
     """The inverse of `learned`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -22,9 +23,21 @@ from earthprior.diffusion.gain import (
 )
 from earthprior.randomness import torch_generator
 from earthprior.tasks.diffusion import DiffusionTask
+from earthprior.tasks.task import Task
+from earthprior.training.headline import GAIN, Headline
 
 Batches = Callable[[], Iterator[tuple[Batch, Sequence[str]]]]
 """Makes an iterator over validation batches with a key (path) per chip."""
+
+
+class Judge(Protocol):
+    """What judges a task on chips that it does not learn from."""
+
+    headline: Headline
+
+    def judge(self, task: Any) -> dict[str, float]:
+        """The loss, under that name, the headline, and what else there is to tell, for the task's present network."""
+        ...
 
 
 class Validation:
@@ -34,6 +47,8 @@ class Validation:
         batches: The validation chips.
         bands: Their names.
     """
+
+    headline = GAIN
 
     def __init__(self, batches: Batches, bands: Sequence[str]) -> None:
         self._batches = batches
@@ -70,7 +85,7 @@ class Validation:
 class evaluating(AbstractContextManager[None]):
     """Inside, the task runs `network` (the averaged weights) in evaluation mode; its own network comes back after."""
 
-    def __init__(self, task: DiffusionTask, network: nn.Module) -> None:
+    def __init__(self, task: Task, network: nn.Module) -> None:
         self._task, self._network, self._own = task, network, task.network
 
     def __enter__(self) -> None:
