@@ -288,3 +288,21 @@ def test_zoom_1_is_a_plain_crop(size):
     views, valid = view(x0, scale_factor=(1.0, 1.0))
     torch.testing.assert_close(views, x0, rtol=0, atol=1e-5)
     assert valid.all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"flip": True, "rotation_degree": QUARTERS}, {"rotation_degree": (30.0,)}, {"scale_factor": (0.5, 2.0)}]
+)
+def test_a_raster_goes_where_its_chip_goes(options):
+    classes = torch.arange(24).repeat_interleave(2).expand(8, 1, 48, 48).to(torch.int16).contiguous()
+    valid = torch.ones(8, 1, 48, 48, dtype=torch.bool)
+    section = AugmentationParams(**{**AS_THEY_ARE.model_dump(), "patch_shift_px": 20, **options})
+    views, mask, seen = random_view(classes.float(), valid, 32, section, seeded(3), {"label": classes}, -1)
+    label = seen["label"]
+    assert label.dtype == torch.int16
+    assert (label[~mask] == -1).any()
+    # Values rise by one each two pixels, so that the nearest one is less than one off what was blended.
+    inside = mask & (label >= 0)
+    assert inside.sum() > 0.3 * mask.numel()
+    assert (views[inside] - label[inside]).abs().max() <= 1
+    assert ((label == -1) <= ~mask).all()

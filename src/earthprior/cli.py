@@ -133,6 +133,30 @@ def evaluate() -> None:
 
 
 @main.command()
+@click.option("--labels", type=click.IntRange(1), help="Learn from so many labelled chips; by default labels.")
+@click.option("--pretrained", help="The backbone: a folder, a file or an MLflow run; by default pretrained.")
+@click.option("--accept-code", is_flag=True, envvar="EARTHPRIOR_ACCEPT_CODE", show_envvar=True, help="As of pretrain.")
+def finetune(labels: int | None, pretrained: str | None, accept_code: bool) -> None:
+    """Train a pretrained network on labels.
+
+    Reads downstream/params.yaml, and writes downstream/results/finetune/. Killed and started again, it goes on. As a
+    DVC pipeline of its own: dvc repro downstream/dvc.yaml
+
+    Example: earthprior finetune --labels 16
+
+    Example: earthprior finetune --pretrained results/pretrain
+    """
+    from earthprior.params import load_downstream
+    from earthprior.tools import finetune as tool
+
+    asked = {"labels": labels, "pretrained": pretrained}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    params = load_downstream(_root() / tool.FOLDER / "params.yaml", changes)
+    tool.run(params, Path.cwd(), accept_code)
+    tool.check_params(params, Path.cwd())
+
+
+@main.command()
 @click.option("--trials", type=click.IntRange(1), help="How many the study shall have in all; by default tune.trials.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, sharing GPUs, threads.")
 @click.option("--record/--no-record", default=True, help="Run the best trial as a DVC experiment at the end.")

@@ -64,7 +64,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     # What the numbers are of comes first.
     stats = sorted(_changed(dict(flatten(before["stats"])), dict(flatten(now["stats"]))), key=_rank)
-    return changed + [f"stats.json's {text}" for text in stats]
+    whose = "stats.json's " if "per_band" in now["stats"] else "its "
+    return changed + [f"{whose}{text}" for text in stats]
 
 
 def other_run(folder: Path, root: Path) -> str | None:

@@ -110,6 +110,13 @@ class SegmentationScores:
         """How many chips were judged."""
         return len(self._confusions)
 
+    def values(self) -> dict[str, float]:
+        """As `scores`, without intervals: a thousandth of the work."""
+        if not self._confusions:
+            return {}
+        found = self._scored(np.stack(self._confusions), np.ones((1, self.chips)))
+        return {name: float(value[0]) for name, value in found.items()}
+
     def scores(self) -> dict[str, Score]:
         """All scores by name; NaN where labels do not hold what a score needs. Empty without a chip."""
         if not self._confusions:

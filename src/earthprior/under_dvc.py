@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -34,18 +35,19 @@ def present() -> bool:
     return "DVC_STAGE" in os.environ
 
 
-def check_params(stage: str, params: Params, root: Path) -> None:
+def check_params(stage: str, params: BaseModel, root: Path, read: Callable[[Path], BaseModel] = load) -> None:
     """Refuse to end well where params.yaml is no longer what the stage was run with.
 
     Args:
         stage: Its name in dvc.yaml, where its keys are listed; others may change.
         params: What it was run with.
-        root: The project's root.
+        root: The folder of dvc.yaml and params.yaml: the project's root, or that of another pipeline.
+        read: Reads its params.yaml.
 
     Raises:
         ParamsError: It differs in a key of the stage.
     """
-    if present() and (changed := _changed(stage, params, root)):
+    if present() and (changed := _changed(stage, params, root, read)):
         raise ParamsError(
             f"params.yaml was changed while {stage} ran with the values before ({changed}), and dvc would "
             "record the new ones with its results. Put the old ones back, and nothing is lost; or go on with the new "
@@ -95,18 +97,20 @@ class ParamsWatch:
         return found.st_mtime_ns, found.st_size
 
 
-def _changed(stage: str, params: Params, root: Path) -> str:
+def _changed(stage: str, params: BaseModel, root: Path, read: Callable[[Path], BaseModel] = load) -> str:
     """The keys of a stage that params.yaml has otherwise now, with both values; empty where there are none.
 
     Raises:
         ParamsError: It cannot be read.
     """
     try:
-        listed = _yaml(root / "dvc.yaml")["stages"][stage]["params"]
+        entries = _yaml(root / "dvc.yaml")["stages"][stage]["params"]
+        # Of another file than the params.yaml of the working directory: {file: [keys]}.
+        listed = [key for each in entries for key in (next(iter(each.values())) if isinstance(each, dict) else [each])]
     except (OSError, ValueError, YAMLError, LookupError, TypeError):
         # A pipeline of one's own, which may call the stage otherwise: no reason to lose what it has made.
         return ""
-    before, now = (dict(flatten(each.model_dump(mode="json"))) for each in (params, load(root / "params.yaml")))
+    before, now = (dict(flatten(each.model_dump(mode="json"))) for each in (params, read(root / "params.yaml")))
     return "; ".join(
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())

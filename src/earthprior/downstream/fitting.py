@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earthprior import build
 from earthprior.backbone import Backbone
 from earthprior.chips.batch import LABEL, Batch, prepare
 from earthprior.chips.catalog import ChipRow

@@ -45,8 +45,11 @@ class Labels:
     spec: ChipSpec
 
     def read(self, row: ChipRow) -> NDArray[Any]:
-        """A chip's target: class numbers (H, W) int16, UNLABELLED where there is none; its class () int64, UNLABELLED
-        for one that no train chip has; or its number () float32.
+        """A chip's target.
+
+        Returns:
+            Class numbers (H, W) int16, UNLABELLED where there is none; its class () int64, UNLABELLED for one that no
+            train chip has; or its number () float32.
 
         Raises:
             ChipError: The label raster is missing, damaged, or does not fit the chip.
@@ -96,8 +99,8 @@ def find(params: DownstreamParams, folder: Path, train: Sequence[ChipRow]) -> tu
     classes = tuple(sorted(set(cells), key=lambda cell: (isinstance(cell, str), cell)))
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise DataError(
-            f"column {column!r} has {len(classes)} different labels on train chips, such as {shown(list(classes[:3]))}; "
-            f"a classification takes 2 to {MAX_CLASSES}. For numbers, set task: regression"
+            f"column {column!r} has {len(classes)} different labels on train chips, such as "
+            f"{shown(list(classes[:3]))}; a classification takes 2 to {MAX_CLASSES}. For numbers, set task: regression"
         )
     return Labels(params.task, column, classes, folder, spec), rows, strata_by_class(cells)
 
@@ -192,4 +195,3 @@ def balanced(counts: NDArray[np.float64]) -> list[float]:
     present = counts > 0
     weights = np.where(present, counts.sum() / (present.sum() * np.where(present, counts, 1)), 0.0)
     return [float(weight) for weight in weights]
-

@@ -45,7 +45,8 @@ class Finetuned(nn.Module):
 
     def __init__(self, network: DownstreamNetwork, description: Mapping[str, Any]) -> None:
         super().__init__()
-        self.network = network
+        # As it was trained: other layouts round otherwise, and are slower.
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.description = dict(description)
         self.kind = str(description["kind"])
         self.classes: list[int | str] = list(description["classes"])
@@ -56,12 +57,13 @@ class Finetuned(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The backbone, as it was finetuned."""
-        return self.network.backbone
+        backbone: Backbone = self.network.backbone
+        return backbone
 
     @property
     def bands(self) -> tuple[str, ...]:
         """Names of the bands."""
-        return self.network.backbone.bands
+        return self.backbone.bands
 
     @torch.no_grad()
     def predict(self, x0: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -74,7 +76,7 @@ class Finetuned(nn.Module):
         Returns:
             Probabilities (B, K, H, W) or (B, K), K = 2 for two classes; or numbers (B, 1) in the label's unit.
         """
-        output = self.network(x0, valid).float()
+        output: Tensor = self.network(x0, valid).float()
         if self.kind == "regression":
             mean, std = self._scale
             return output * std + mean
@@ -107,7 +109,9 @@ def load_finetuned(path: str | Path) -> Finetuned:
         folder = folder / "downstream/results/finetune"
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
-        raise EarthPriorError(f"{path} holds no finetuned network: {', '.join(missing)} is missing; earthprior finetune")
+        raise EarthPriorError(
+            f"{path} holds no finetuned network: {', '.join(missing)} is missing; earthprior finetune"
+        )
     try:
         description = read_json(folder / CONFIG)
         if description["format"] != FORMAT:
@@ -126,7 +130,9 @@ def load_finetuned(path: str | Path) -> Finetuned:
     return Finetuned(network, description)
 
 
-def network_of(backbone: Backbone, description: Mapping[str, Any], train: str = "all", last: int = 1) -> DownstreamNetwork:
+def network_of(
+    backbone: Backbone, description: Mapping[str, Any], train: str = "all", last: int = 1
+) -> DownstreamNetwork:
     """The network of a description, its head untrained.
 
     Args:

@@ -66,12 +66,16 @@ class RunCurves:
     levels: Mapping[float, float]
 
 
-def history_figure(history: pd.DataFrame) -> Figure:
-    """Losses, denoising gain and learning rate over epochs.
+def history_figure(
+    history: pd.DataFrame, headline: str = "gain_db/mean", title: str = "Validation gain over the linear filter, dB"
+) -> Figure:
+    """Losses, the number that is judged by, and learning rate over epochs.
 
     Args:
-        history: One row an epoch; of the columns epoch, train_loss, loss (validation), gain_db/mean and lr those
-            that exist are shown.
+        history: One row an epoch; of the columns epoch, train_loss, loss (validation), `headline` and lr those that
+            exist are shown.
+        headline: The column of that number.
+        title: What it is.
     """
     epochs = history.get("epoch", history.index)
     with styled():
@@ -83,10 +87,11 @@ def history_figure(history: pd.DataFrame) -> Figure:
         losses.set_title("Loss")
         if losses.lines:
             legend_above(losses)
-        if "gain_db/mean" in history:
-            gain.plot(epochs, history["gain_db/mean"], marker="o", color=NETWORK)
-            _zero_line(gain)
-        gain.set_title("Validation gain over the linear filter, dB")
+        if headline in history:
+            gain.plot(epochs, history[headline], marker="o", color=NETWORK)
+            if headline == "gain_db/mean":
+                _zero_line(gain)
+        gain.set_title(title)
         if "lr" in history:
             rate.plot(epochs, history["lr"], marker="o", color=QUIET)
             rate.set_ylim(bottom=0)

@@ -242,11 +242,12 @@ class CheckpointStore:
     def _check_code(self, path: Path, wrote: Mapping[str, str]) -> None:
         """Refuse to go on under other code than the checkpoint's, unless accepted."""
         changed = changed_files(wrote, self._code)
+        verb = "finetune" if self.folder.parent.name == "finetune" else "pretrain"
         if changed and not self._accept_code:
             raise CodeChangedError(
                 f"the code changed since {path.name} was written ({', '.join(changed)}), so continuing would mix two "
                 f"programs. Restore it; or continue all the same, with {ACCEPT_CODE}=1 in the environment or "
-                f"--accept-code after pretrain; or start afresh by deleting {path.parent}"
+                f"--accept-code after {verb}; or start afresh by deleting {path.parent}"
             )
 
     def _drop(self, step: int) -> None:
