@@ -93,10 +93,10 @@ def module_file(name: str) -> Path | None:
     return module_file(passed_on[0]) if passed_on else path.parent / "__init__.py"
 
 
-def sources_of(stage: str) -> set[str]:
+def sources_of(stage: str, folder: str = "stages") -> set[str]:
     """Every file of ours that a stage can come to run, as a path in the repository."""
     found: set[Path] = set()
-    waiting = [PACKAGE / f"stages/{stage}.py"]
+    waiting = [PACKAGE / f"{folder}/{stage}.py"]
     while waiting:
         path = waiting.pop()
         if path not in found and path.relative_to(PACKAGE).with_suffix("").parts[0] not in WITHOUT_EFFECT:
