@@ -165,6 +165,18 @@ def tiny(make_tiny: Callable[..., Any]) -> Any:
     return make_tiny()
 
 
+@pytest.fixture
+def make_finished(make_params: Callable[..., Params], tmp_path: Path) -> Callable[..., Any]:
+    """A function from overrides, with double underscores for dots, to a `Finished` pretraining in tmp_path."""
+    from finished import SMALL, finish
+
+    def make(**overrides: Any) -> Any:
+        changed = {key.replace("__", "."): value for key, value in overrides.items()}
+        return finish(make_params({**SMALL, **changed}), tmp_path)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def whole_run_cache() -> dict[str, Any]:
     return {}

@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 
 from earthprior import build
+from earthprior.assembling import assemble
 from earthprior.backbone import Backbone
 from earthprior.chips.catalog import ChipRow, load_catalog
 from earthprior.downstream import labels
 from earthprior.downstream.fitting import Setup
-from earthprior.loading import assemble
 from earthprior.params import DownstreamParams, Params, load_downstream
 from support import gaussian_chips, some_mixing, stats_of, toy_linear
 

@@ -13,58 +13,35 @@ from earthprior.backbone import Backbone
 from earthprior.errors import EarthPriorError, ParamsError
 from earthprior.files import read_json, write_json
 from earthprior.networks.sides import SIDES
-from support import gaussian_chips, make_batch, some_mixing, stats_of, toy_linear
+from finished import BANDS, raw_chips
+from support import make_batch
 
-BANDS = ("red", "green", "blue", "nir")
-SMALL = {"unet_att_d.filter_config": [4, 8], "unet_att_d.block_num": [1, 1], "unet_film.attention": False}
 PRECONDITIONS = ("none", "scalar", "wiener")
 
 
 @pytest.fixture(scope="module")
 def raw():
-    return 2000 + 400 * gaussian_chips(8, some_mixing(4), 16, 16)
-
-
-@pytest.fixture
-def make_finished(make_params, raw, tmp_path):
-    """A function from overrides to the results of a pretraining that drew its weights, and its task."""
-
-    def make(**overrides):
-        params = make_params({**SMALL, **{key.replace("__", "."): value for key, value in overrides.items()}})
-        task = build.task(params, toy_linear()).eval()
-        with torch.no_grad():
-            for index, parameter in enumerate(task.network.parameters()):
-                generator = torch.Generator().manual_seed(index)
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        folder = tmp_path / "results/pretrain"
-        folder.mkdir(parents=True, exist_ok=True)
-        task.linear.save(folder / "linear.safetensors")
-        save_file(task.network.state_dict(), folder / "network.safetensors")
-        stats = stats_of(raw, BANDS) | {"data": {"catalog_sha256": "c"}}
-        write_json(folder / "config.json", build.config(params, "f" * 12, {}, 1, task.linear, stats))
-        return folder, params, task, stats
-
-    return make
+    return raw_chips()
 
 
 @pytest.mark.parametrize("network", build.NETWORKS)
 @pytest.mark.parametrize("precondition", PRECONDITIONS)
 def test_a_backbone_gives_the_features_of_its_task(make_finished, raw, network, precondition):
-    folder, params, task, stats = make_finished(network=network, diffusion__precondition=precondition)
-    backbone = earthprior.load_backbone(folder)
-    x0, _ = build.normalizer(params, stats).normalize(raw, torch.ones(8, 16, 16, dtype=torch.bool))
+    done = make_finished(network=network, diffusion__precondition=precondition)
+    backbone = earthprior.load_backbone(done.folder)
+    x0, _ = build.normalizer(done.params, done.stats).normalize(raw, torch.ones(8, 16, 16, dtype=torch.bool))
     assert torch.equal(backbone.normalize(raw), x0)
-    expected = task.features(make_batch(x0), params.evaluate.probe_rho)
+    expected = done.task.features(make_batch(x0), done.params.evaluate.probe_rho)
     for level, wanted in zip(backbone.features(x0), expected, strict=True):
         assert torch.equal(level, wanted)
-    assert backbone.rho == pytest.approx(params.evaluate.probe_rho, rel=0.1)
+    assert backbone.rho == pytest.approx(done.params.evaluate.probe_rho, rel=0.1)
     assert (backbone.bands, backbone.crop_px) == (BANDS, 16)
 
 
 @pytest.mark.parametrize("network", build.NETWORKS)
 @pytest.mark.parametrize("side", SIDES)
 def test_both_sides_are_pyramids_of_any_size(make_finished, network, side):
-    backbone = earthprior.load_backbone(make_finished(network=network)[0])
+    backbone = earthprior.load_backbone(make_finished(network=network).folder)
     for height, width in ((16, 16), (32, 32), (21, 17)):
         pyramid = backbone.features(torch.randn(2, 4, height, width), side=side)
         assert [tuple(level.shape) for level in pyramid] == [
@@ -78,7 +55,7 @@ def pyramid_of(backbone, side):
 
 
 def test_a_backbone_is_rebuilt_from_its_description_and_tensors(make_finished):
-    backbone = earthprior.load_backbone(make_finished()[0])
+    backbone = earthprior.load_backbone(make_finished().folder)
     again = Backbone(backbone.description, backbone.tensors())
     x0 = torch.randn(2, 4, 16, 16)
     assert all(torch.equal(a, b) for a, b in zip(backbone.features(x0, 3), again.features(x0, 3), strict=True))
@@ -86,7 +63,7 @@ def test_a_backbone_is_rebuilt_from_its_description_and_tensors(make_finished):
 
 
 def test_gradients_reach_the_chips_and_every_weight_but_the_head(make_finished):
-    backbone = earthprior.load_backbone(make_finished()[0])
+    backbone = earthprior.load_backbone(make_finished().folder)
     x0 = torch.randn(2, 4, 16, 16, requires_grad=True)
     sum(level.square().mean() for level in backbone.features(x0)).backward()
     assert x0.grad.abs().sum() > 0
@@ -96,14 +73,14 @@ def test_gradients_reach_the_chips_and_every_weight_but_the_head(make_finished):
 
 
 def test_loading_draws_nothing(make_finished):
-    folder = make_finished()[0]
+    folder = make_finished().folder
     before = torch.get_rng_state()
     earthprior.load_backbone(folder)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_timesteps_may_differ_between_chips(make_finished):
-    backbone = earthprior.load_backbone(make_finished()[0])
+    backbone = earthprior.load_backbone(make_finished().folder)
     x0 = torch.randn(2, 4, 16, 16)
     both = backbone.features(x0, torch.tensor([3, 900]))
     for index, t in enumerate((3, 900)):
@@ -124,12 +101,12 @@ def test_timesteps_may_differ_between_chips(make_finished):
 )
 def test_what_does_not_fit_is_refused(make_finished, call, words):
     with pytest.raises((EarthPriorError, ParamsError), match=words):
-        call(earthprior.load_backbone(make_finished()[0]))
+        call(earthprior.load_backbone(make_finished().folder))
 
 
 def test_weights_that_do_not_fit_are_named(make_finished):
-    folder, _, task, _ = make_finished()
-    weights = task.network.state_dict()
+    done = make_finished()
+    folder, weights = done.folder, done.task.network.state_dict()
     weights["stem.weight"] = torch.zeros(8, 3, 3, 3)
     weights["extra"] = weights.pop("stem.bias")
     save_file(weights, folder / "network.safetensors")
@@ -139,7 +116,8 @@ def test_weights_that_do_not_fit_are_named(make_finished):
 
 
 def test_results_of_before_take_their_statistics_from_stats(make_finished, raw):
-    folder, _, _, stats = make_finished()
+    done = make_finished()
+    folder, stats = done.folder, done.stats
     config = read_json(folder / "config.json")
     del config["statistics"]
     write_json(folder / "config.json", config)
@@ -154,7 +132,7 @@ def test_results_of_before_take_their_statistics_from_stats(make_finished, raw):
 
 
 def test_the_level_that_evaluate_found_serves_its_own_weights_alone(make_finished):
-    folder = make_finished()[0]
+    folder = make_finished().folder
     found = {"fingerprint": "f" * 12, "rho": 0.5, "t": 100, "side": "encoder"}
     write_json(folder.parent / "evaluate/serving.json", found)
     backbone = earthprior.load_backbone(folder.parents[1])

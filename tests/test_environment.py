@@ -37,6 +37,7 @@ WITHOUT_EFFECT = {
     "outbox",
     "params",
     "pictures",
+    "recorded",
     "tracking",
     "tracking_store",
     "tracking_view",

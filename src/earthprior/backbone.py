@@ -35,7 +35,7 @@ class Backbone(nn.Module):
     Args:
         description: Plain values, which `description` gives back:
             format: FORMAT.
-            network: {"name": a key of NETWORKS, "options": what it is built with}.
+            network: {"name": a key of NETWORKS, "options": what it is built with, "out_channels": of its head}.
             bands: Names, in the order of x0's channels.
             crop_px: What it was pretrained on.
             precondition: none, scalar or wiener, see `diffusion.precondition`.
@@ -181,11 +181,12 @@ def read(path: str | Path) -> Backbone:
 
 def _network(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """The network with its weights; its own random ones are never drawn."""
-    name, options, bands = description["network"]["name"], description["network"]["options"], len(description["bands"])
-    if name not in NETWORKS:
-        raise EarthPriorError(f"network: {name!r} is unknown - this version knows {', '.join(NETWORKS)}")
+    section = description["network"]
+    if section["name"] not in NETWORKS:
+        raise EarthPriorError(f"network: {section['name']!r} is unknown - this version knows {', '.join(NETWORKS)}")
+    channels = input_channels(description["precondition"], len(description["bands"]))
     with torch.device("meta"):
-        network = NETWORKS[name](input_channels(description["precondition"], bands), bands, **options)
+        network = NETWORKS[section["name"]](channels, section["out_channels"], **section["options"])
     wanted = {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
     wanted |= {key: tensors[key] for key in TABLES if key in tensors}
     found = {key: tensor for key, tensor in tensors.items() if not key.startswith("linear.")}

@@ -65,8 +65,22 @@ class _Stats(_Kept):
 
     @model_validator(mode="after")
     def _check(self) -> _Stats:
-        if missing := [band for band in self.bands if band not in self.per_band]:
-            raise ValueError(f"per_band lacks {key_shown(missing[0])}")
+        _check_bands(self.bands, self.per_band)
+        return self
+
+
+class _KeptBand(_Moments):
+    clipped: dict[str, _Moments] = {}
+
+
+class _KeptStatistics(_Kept):
+    bands: Annotated[list[str], Field(min_length=1)]
+    per_band: dict[str, _KeptBand]
+    all_bands: _KeptBand
+
+    @model_validator(mode="after")
+    def _check(self) -> _KeptStatistics:
+        _check_bands(self.bands, self.per_band)
         return self
 
 
@@ -81,6 +95,12 @@ class _Config(_Kept):
     foreign_files: dict[str, str]
     best_epoch: int | None = None
     imported: _Imported | None = None
+    statistics: _KeptStatistics | None = None
+
+
+def _check_bands(bands: list[str], per_band: Mapping[str, Any]) -> None:
+    if missing := [band for band in bands if band not in per_band]:
+        raise ValueError(f"per_band lacks {key_shown(missing[0])}")
 
 
 def read_stats(path: Path) -> dict[str, Any]:

@@ -2,136 +2,109 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
-from earthprior import backbone, build, handover
-from earthprior.backbone import FORMAT, NORMALIZATION, Backbone
-from earthprior.chips.normalize import kept_statistics
-from earthprior.diffusion.gain import nearest_timestep
-from earthprior.diffusion.linear import LinearDenoiser
-from earthprior.errors import DataError, EarthPriorError
-from earthprior.files import read_json
-from earthprior.params import Params, parse
+from earthprior import backbone
+from earthprior.adapting import adapted
+from earthprior.assembling import newest_checkpoint, of_checkpoint, of_results
+from earthprior.backbone import Backbone
+from earthprior.errors import EarthPriorError
 
 RESULTS = "results/pretrain"
+URI = re.compile(r"(runs|models):/+([^/]+)(/.*)?")
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def load_backbone(path_or_run: str | Path) -> Backbone:
+def load_backbone(
+    path_or_run: str | Path,
+    bands: Sequence[str] | None = None,
+    statistics: Mapping[str, Any] | None = None,
+) -> Backbone:
     """A pretrained backbone: features, normalization, band names, and the noise level that serves features best.
 
     Args:
-        path_or_run: A results folder (`results/pretrain`), a project's root, or a folder that `earthprior export`
-            wrote, or its .safetensors file.
+        path_or_run: One of
+            a project's root, or its results/pretrain;
+            a folder that `earthprior export` wrote, or the .safetensors file in it;
+            a checkpoint, work/pretrain/<run>/ckpt-<step>.pt, or its folder, for the newest one;
+            the id of an MLflow run, the name of a DVC experiment, runs:/ID, runs:/ID/FOLDER or models:/NAME/VERSION,
+            where the working directory's project, or MLFLOW_TRACKING_URI, keeps it.
+        bands: Names, for chips with other bands than the pretraining's; see `adapting.adapted`.
+        statistics: Of bands that the pretraining did not know; likewise.
+
+    Returns:
+        The backbone on the CPU, in evaluation mode.
 
     Raises:
-        EarthPriorError: Nothing is found there, or files are damaged or do not belong together.
+        EarthPriorError: Nothing is found there, files are damaged or do not belong together, or the bands do not fit.
     """
-    path = Path(path_or_run)
-    if path.suffix == ".safetensors" and path.is_file() and path.name != "network.safetensors":
+    found = _found(path_or_run)
+    if bands is None and statistics is None:
+        return found
+    return adapted(found, found.bands if bands is None else bands, statistics)
+
+
+def _found(path_or_run: str | Path) -> Backbone:
+    text, path = str(path_or_run), Path(path_or_run)
+    if uri := URI.fullmatch(text):
+        return _of_uri(text, uri)
+    if path.is_file():
+        return _of_file(path)
+    if path.is_dir():
+        return _of_folder(path)
+    if isinstance(path_or_run, Path) or "/" in text or path.suffix:
+        raise EarthPriorError(f"{text} does not exist; give a folder, a file, an MLflow run or a DVC experiment")
+    return _of_run(text)
+
+
+def _of_file(path: Path) -> Backbone:
+    if path.suffix == ".pt":
+        return of_checkpoint(path)
+    if path.suffix == ".safetensors" and path.name != "network.safetensors":
         return backbone.read(path)
-    folder = path.parent if path.is_file() else path
+    if path.name in ("network.safetensors", backbone.CONFIG):
+        return _of_folder(path.parent)
+    raise EarthPriorError(
+        f"{path} is no backbone; give a .safetensors file of earthprior export, network.safetensors, or ckpt-<step>.pt"
+    )
+
+
+def _of_folder(folder: Path) -> Backbone:
     if (folder / backbone.WEIGHTS).is_file():
         return backbone.read(folder)
     for place in (folder, folder / RESULTS):
         if (place / "network.safetensors").is_file():
-            return _of_results(place)
+            return of_results(place, place.parent / "stats/stats.json", place.parent / "evaluate/serving.json")
+    if checkpoint := newest_checkpoint(folder):
+        return of_checkpoint(checkpoint)
     raise EarthPriorError(
-        f"{path_or_run} holds no pretrained backbone: neither network.safetensors, nor {RESULTS}/, nor "
-        f"{backbone.WEIGHTS}; run: dvc repro pretrain"
+        f"{folder} holds no pretrained backbone: no network.safetensors, no {RESULTS}/, no {backbone.WEIGHTS}, and no "
+        "checkpoint; run: dvc repro pretrain"
     )
 
 
-def _of_results(folder: Path) -> Backbone:
-    """From the outs of a finished pretraining."""
-    try:
-        config = handover.read_config(folder / "config.json")
-        linear = LinearDenoiser.load(folder / "linear.safetensors")
-        weights = load_file(folder / "network.safetensors")
-    except (SafetensorError, OSError, DataError) as error:
-        raise EarthPriorError(
-            f"{folder.name}/ is incomplete or damaged ({error}); run: dvc repro -f pretrain"
-        ) from None
-    params = parse(config["params"], "config.json")
-    statistics = config.get("statistics") or _statistics_beside(folder)
-    serving = _serving(folder.parent / "evaluate/serving.json", config["fingerprint"])
-    return assemble(params, linear, weights, statistics, serving, {"fingerprint": config["fingerprint"]})
+def _of_uri(text: str, uri: re.Match[str]) -> Backbone:
+    if uri[1] == "runs" and not (uri[3] or "").strip("/"):
+        return _of_run(uri[2])
+    from earthprior import mlflow_read
+    from earthprior.tracking_store import locate
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = mlflow_read.download(locate(Path.cwd()), text, Path(scratch))
+        if folder.is_file():
+            raise EarthPriorError(f"{text} is a file; give the folder that earthprior export wrote")
+        return _of_folder(folder)
 
 
-def assemble(
-    params: Params,
-    linear: LinearDenoiser,
-    weights: Mapping[str, Tensor],
-    statistics: Mapping[str, Any],
-    serving: Mapping[str, Any] | None,
-    facts: Mapping[str, Any],
-) -> Backbone:
-    """A backbone from the parts of a training.
+def _of_run(name: str) -> Backbone:
+    from earthprior import recorded
 
-    Args:
-        params: That it was trained with.
-        linear: The linear filter of the training.
-        weights: Of the network.
-        statistics: Those of stats.json that normalization uses, see `normalize.kept_statistics`.
-        serving: What evaluate found to serve features best; without it `evaluate.probe_rho` and the decoder.
-        facts: Further entries of the description.
-
-    Raises:
-        EarthPriorError: The parts do not belong together.
-    """
-    if (linear.bands, linear.height, linear.width) != (len(params.data.bands), *[params.data.train_px] * 2):
-        raise EarthPriorError(
-            f"the linear filter is for {linear.bands} bands of {linear.height} x {linear.width} px, the params for "
-            f"{len(params.data.bands)} bands of {params.data.train_px} px; they are not of one training"
-        )
-    schedule = build.schedule(params)
-    if serving is None:
-        t = nearest_timestep(schedule, params.evaluate.probe_rho, float(linear.std))
-        rho = math.exp(-0.5 * float(schedule.log_snr[t])) / float(linear.std)
-        serving = {"t": t, "rho": rho, "side": "decoder"}
-    needs_filter = params.diffusion.precondition != "none"
-    normalization = params.normalization.model_dump(mode="json") | {"statistics": dict(statistics)}
-    description = {
-        "format": FORMAT,
-        "network": {"name": params.network, "options": getattr(params, params.network).model_dump(mode="json")},
-        "bands": list(params.data.bands),
-        "crop_px": params.data.train_px,
-        "precondition": params.diffusion.precondition,
-        "linear_width": linear.width if needs_filter else None,
-        "normalization": {name: normalization[name] for name in NORMALIZATION},
-        "serving": dict(serving),
-        "adapted": [],
-        **facts,
-    }
-    tensors = {f"network.{name}": tensor for name, tensor in weights.items()}
-    tensors |= {"alpha": schedule.alpha, "sigma": schedule.sigma}
-    if needs_filter:
-        tensors |= {f"linear.{name}": tensor for name, tensor in linear.parts().items()}
-    return Backbone(description, tensors)
-
-
-def _statistics_beside(folder: Path) -> dict[str, Any]:
-    """For results that were made before config.json kept them."""
-    path = folder.parent / "stats/stats.json"
-    if not path.is_file():
-        raise EarthPriorError(
-            f"{folder.name}/config.json has no statistics to normalize with (it was made by an earlier version), and "
-            f"{path} is missing; put it there, or run: dvc repro pretrain"
-        )
-    return kept_statistics(handover.read_stats(path))
-
-
-def _serving(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What evaluate found to serve features of these weights best; None where it was not asked."""
-    try:
-        found = read_json(path)
-        known = found["fingerprint"] == fingerprint
-        return {**found, "t": int(found["t"]), "rho": float(found["rho"])} if known else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = recorded.find(Path.cwd(), name, Path(scratch)).folder
+        if not (folder / "network.safetensors").is_file():
+            raise EarthPriorError(f"run {name} kept no weights: name a training that was finished")
+        return of_results(folder, folder / "stats.json", folder / "serving.json")

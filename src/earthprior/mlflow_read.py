@@ -31,6 +31,7 @@ ARTIFACTS = {
     "network.safetensors": "weights/network.safetensors",
     "linear.safetensors": "weights/linear.safetensors",
     "metrics.json": "evaluate/metrics.json",
+    "serving.json": "evaluate/serving.json",
 }
 NAMES_AT_MOST = 500
 
@@ -80,6 +81,29 @@ def read(store: Store, run_id: str, into: Path) -> KeptRun | None:
             f"{store.shown} cannot be read ({reason(error)}); check MLFLOW_TRACKING_URI and whether its server runs"
         ) from error
     return KeptRun(str(run.info.run_name or run_id), dict(run.data.params), tags)
+
+
+def download(store: Store, uri: str, into: Path) -> Path:
+    """Copy a folder that MLflow keeps, and say where it is.
+
+    Args:
+        store: To look in.
+        uri: runs:/ID/FOLDER, models:/NAME/VERSION or models:/NAME@ALIAS.
+        into: Folder for the copy.
+
+    Raises:
+        EarthPriorError: The store cannot be read, or keeps no such thing.
+    """
+    try:
+        if _client(store) is None:
+            raise EarthPriorError(f"{uri}: there is no {store.shown} yet")
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=store.uri))
+    except EarthPriorError:
+        raise
+    except Exception as error:
+        raise EarthPriorError(f"{uri} cannot be had from {store.shown} ({reason(error)})") from error
 
 
 def names(store: Store) -> dict[str, str]:

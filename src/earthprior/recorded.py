@@ -38,6 +38,7 @@ FILES = {
         )
     },
     "metrics.json": "results/evaluate/metrics.json",
+    "serving.json": "results/evaluate/serving.json",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ class RecordedRun:
         history: results/pretrain/history.csv; may be empty.
         metrics: Those of evaluate, flat (`gain_db/mean`); may be empty.
         folder: Copies of its files, as far as they were kept: params.yaml, config.json, network.safetensors,
-            linear.safetensors, stats.json, history.csv, environment.json, metrics.json.
+            linear.safetensors, stats.json, history.csv, environment.json, metrics.json, serving.json.
         run_id: Its MLflow run, if that is known.
         experiment: The DVC experiment that it was made as, if it was; its ref may be gone.
         code: The beginning of its code's digest (see `identity.code_hash`), if it was kept.

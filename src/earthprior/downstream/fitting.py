@@ -240,8 +240,8 @@ def copied(backbone: Backbone) -> Backbone:
 
 def untrained(backbone: Backbone, seed: int) -> Backbone:
     """The same network as before its pretraining, behind the same normalization: its weights are a function of seed."""
-    network, bands = backbone.description["network"], len(backbone.bands)
+    network, channels = backbone.description["network"], input_channels(backbone.precondition, len(backbone.bands))
     torch.manual_seed(seed_of(seed, "weights"))
-    fresh = NETWORKS[network["name"]](input_channels(backbone.precondition, bands), bands, **network["options"])
+    fresh = NETWORKS[network["name"]](channels, network["out_channels"], **network["options"])
     own = {f"network.{name}": tensor for name, tensor in fresh.state_dict().items()}
     return Backbone(backbone.description, backbone.tensors() | own)
