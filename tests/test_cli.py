@@ -22,8 +22,8 @@ from earthprior.files import write_json
 from earthprior.params import Params, load
 
 VERBS = [
-    "stats", "pretrain", "evaluate", "finetune", "tune", "sync-tracking", "compare", "reproduce", "check", "catalog",
-    "synth", "augmentations", "preset", "import-config", "import-weights",
+    "stats", "pretrain", "evaluate", "finetune", "tune", "sync-tracking", "compare", "reproduce", "export", "check",
+    "catalog", "synth", "augmentations", "preset", "import-config", "import-weights",
 ]  # fmt: skip
 
 

@@ -232,6 +232,23 @@ def reproduce(asked: str, keep: bool) -> None:
 
 
 @main.command()
+@click.option("--run", "asked", metavar="RUN", help="A run, folder or checkpoint; by default results/pretrain/.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder; by default work/export/ and the run's name.")
+@click.option("--register", metavar="NAME", help="Make it the next version of this model in MLflow.")
+def export(asked: str | None, out: Path | None, register: str | None) -> None:
+    """Write a backbone for other people's code.
+
+    RUN is whatever earthprior.load_backbone takes. Weights, config.json, a model card, a loader that needs only torch
+    and safetensors, and graphs for torch.export and ONNX, each compared with the backbone. See docs/backbone.md.
+
+    Example: earthprior export --out my-backbone
+    """
+    from earthprior.tools import export as tool
+
+    tool.run(_root(), asked, out, register)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--catalog", help="The CSV file in FOLDER; by default data.catalog.")
 @click.option(
