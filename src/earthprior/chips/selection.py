@@ -131,15 +131,20 @@ def validation_batches(
     per_chip = -(-VALIDATION_CROPS // len(rows))
     size = max(1, params.val_batch_size // per_chip)
     for batch, read in read_in_order(params, selection.folder, rows, normalizer, device, size):
-        crops = grid_crops(batch, params.data.train_px)
-        places = len(crops) // len(batch)
-        keys = [f"{chip_key(row)}#{place}" for row in read for place in range(places)]
-        chosen = [
-            index * places + int(place)
-            for index, row in enumerate(read)
-            for place in sorted(numpy_generator("validation crops", chip_key(row)).permutation(places)[:per_chip])
-        ]
-        yield crops[torch.tensor(chosen, device=device)], [keys[index] for index in chosen]
+        yield some_crops(batch, read, params.data.train_px, per_chip)
+
+
+def some_crops(batch: Batch, rows: Sequence[ChipRow], px: int, per_chip: int) -> tuple[Batch, list[str]]:
+    """Crops of every chip at places that the chip's path chooses, with a key each; fewer where they cover the chip."""
+    crops = grid_crops(batch, px)
+    places = len(crops) // len(batch)
+    keys = [f"{chip_key(row)}#{place}" for row in rows for place in range(places)]
+    chosen = [
+        index * places + int(place)
+        for index, row in enumerate(rows)
+        for place in sorted(numpy_generator("validation crops", chip_key(row)).permutation(places)[:per_chip])
+    ]
+    return crops[torch.tensor(chosen, device=batch.x0.device)], [keys[index] for index in chosen]
 
 
 def grid_batches(

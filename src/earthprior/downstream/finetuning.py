@@ -38,6 +38,9 @@ from earthprior.training.run import Home
 
 TRAINING = "downstream/finetuning.py"
 
+VALIDATED_CHIPS = 256
+"""That choose the epoch, at most, evenly spread over their split: looked at after each, they must cost less than it."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -107,7 +110,7 @@ def prepare(params: DownstreamParams, root: Path, backbone: Backbone, device: to
         backbone = untrained(backbone, params.seed)
     setup = Setup(params, backbone, found, device)
     judged = spread(test or validate, JUDGED_CHIPS)
-    validate = spread(validate, JUDGED_CHIPS)
+    validate = spread(validate, VALIDATED_CHIPS)
     made = _made(setup, catalog.path, train, validate)
     usage = "test" if test else "validate"
     return Work(setup, train, len(with_label), validate, judged, usage, unlabelled, made)

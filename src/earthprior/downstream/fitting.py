@@ -106,10 +106,15 @@ def read(setup: Setup, rows: Sequence[ChipRow], order: Iterable[Sequence[int]]) 
 
 def whole_chips(setup: Setup, rows: Sequence[ChipRow]) -> Iterator[Batch]:
     """Whole chips with their labels, normalized, in their order, a few at a time."""
+    return (batch for batch, _ in with_rows(setup, rows))
+
+
+def with_rows(setup: Setup, rows: Sequence[ChipRow]) -> Iterator[tuple[Batch, list[ChipRow]]]:
+    """`whole_chips`, each batch with its rows."""
     order = [range(first, min(first + CHIPS_AT_ONCE, len(rows))) for first in range(0, len(rows), CHIPS_AT_ONCE)]
     normalizer = BackboneNormalizer(setup.backbone)
     for raw in read(setup, rows, order):
-        yield prepare(raw, normalizer, setup.device)
+        yield prepare(raw, normalizer, setup.device), raw.rows
 
 
 def fit(setup: Setup, train_rows: Sequence[ChipRow], validate_rows: Sequence[ChipRow] = ()) -> Finetuned:
@@ -158,6 +163,7 @@ def make_trainer(setup: Setup, chips: TrainingChips, validate_rows: Sequence[Chi
     description = describe(setup, scale)
     torch.manual_seed(seed_of(params.seed, "head"))
     network = network_of(copied(setup.backbone), description, params.train, params.last_levels).to(device).eval()
+    network.backbone.network.activation_checkpointing = params.operation.activation_checkpointing
     standardize(setup, network, chips.rows)
     weights = labels_module.balanced(counts) if params.class_weights == "balanced" and len(counts) else None
     task = DownstreamTask(network, labels.task, weights, scale, params.lr_decay).to(device)
@@ -166,7 +172,7 @@ def make_trainer(setup: Setup, chips: TrainingChips, validate_rows: Sequence[Chi
         px, at_once = params.data.train_px, params.val_batch_size
         judged = list(validate_rows)
         validation = LabelledValidation(
-            labels.task, len(labels.classes), lambda: whole_chips(setup, judged), px, at_once
+            labels.task, len(labels.classes), lambda: with_rows(setup, judged), len(judged), px, at_once
         )
     return Trainer(params, task, chips, validation, device, world)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earthprior.chips.batch import LABEL, UNLABELLED, Batch
-from earthprior.chips.crops import grid_crops
+from earthprior.chips.catalog import ChipRow
+from earthprior.chips.selection import some_crops
 from earthprior.downstream.saved import Finetuned
 from earthprior.downstream.task import DownstreamTask
 from earthprior.prediction.tiling import predict_chip
@@ -25,40 +26,52 @@ AVERAGE_PRECISION = Headline(
 R2 = Headline("r2", "r2_best", "R2", "R2 {:.4f}")
 HEADLINES = {"segmentation": AVERAGE_PRECISION, "classification": AVERAGE_PRECISION, "regression": R2}
 
-WholeChips = Callable[[], Iterator[Batch]]
-"""Makes an iterator over batches of whole chips with their labels."""
+WholeChips = Callable[[], Iterator[tuple[Batch, Sequence[ChipRow]]]]
+"""Makes an iterator over batches of whole chips with their labels, and their rows."""
+
+VALIDATION_CROPS = 128
+"""Crops that each validation looks at, at least, where maps are made; one of each chip, or more where these are few."""
 
 
 class LabelledValidation:
-    """Judges a task on labelled chips after each epoch: the loss, and scores without intervals, on a grid of crops.
+    """Judges a task on labelled chips after each epoch: the loss, and scores without intervals.
+
+    Maps on crops, the same ones each time; chips that have one label each are judged whole.
 
     Args:
+        kind: segmentation, classification or regression.
+        classes: How many; 0 for numbers.
         chips: The validation chips.
-        crop_px: What the network is trained on; chips that have one label each are judged whole.
+        count: How many these are.
+        crop_px: What the network is trained on.
         at_once: Crops in a forward pass.
     """
 
-    def __init__(self, kind: str, classes: int, chips: WholeChips, crop_px: int, at_once: int) -> None:
+    def __init__(self, kind: str, classes: int, chips: WholeChips, count: int, crop_px: int, at_once: int) -> None:
         self.headline = HEADLINES[kind]
         self._kind, self._classes, self._chips = kind, classes, chips
         self._crop_px, self._at_once = crop_px, at_once
+        self._per_chip = -(-VALIDATION_CROPS // count)
 
     @torch.no_grad()
     def judge(self, task: DownstreamTask) -> dict[str, float]:
         """See `training.validate.Judge`."""
         scores, total, count = Scores(self._kind, self._classes), 0.0, 0
-        for chips in self._chips():
-            for place in range(len(chips)):
-                chip = chips[slice(place, place + 1)]
-                crops = grid_crops(chip, self._crop_px) if self._kind == "segmentation" else chip
-                outputs = []
-                for first in range(0, len(crops), self._at_once):
-                    part = crops[slice(first, first + self._at_once)]
-                    counted = int(part.counted().sum())
-                    total += float(task.loss(part, torch_generator("validation loss")).total) * counted
-                    count += counted
-                    outputs.append(predicted(task, part))
-                scores.add(torch.cat(outputs), crops)
+        for chips, rows in self._chips():
+            maps = self._kind == "segmentation"
+            crops = some_crops(chips, rows, self._crop_px, self._per_chip)[0] if maps else chips
+            outputs = []
+            for first in range(0, len(crops), self._at_once):
+                part = crops[slice(first, first + self._at_once)]
+                counted = int(part.counted().sum())
+                total += float(task.loss(part, torch_generator("validation loss")).total) * counted
+                count += counted
+                outputs.append(predicted(task, part))
+            found, each = torch.cat(outputs), len(crops) // len(chips)
+            # All crops of a chip are one chip's pixels.
+            for place in range(0, len(crops), each):
+                own = slice(place, place + each)
+                scores.add(found[own], crops[own])
         return {"loss": total / max(count, 1), **scores.values()}
 
 

@@ -178,13 +178,13 @@ def facts(labels: Labels, rows: Sequence[ChipRow]) -> tuple[NDArray[np.float64],
         labels: Of the catalog.
         rows: The chips that are trained on.
     """
-    targets = [labels.read(row) for row in rows]
     if labels.task == "regression":
-        numbers = np.asarray(targets, np.float64)
+        numbers = np.asarray([labels.read(row) for row in rows], np.float64)
         deviation = float(numbers.std())
         return np.zeros(0), (float(numbers.mean()), deviation if deviation > 0 else 1.0)
     counts = np.zeros(len(labels.classes))
-    for target in targets:
+    for row in rows:
+        target = labels.read(row)
         known = target[target != UNLABELLED]
         counts += np.bincount(known.ravel(), minlength=len(labels.classes))
     return counts, (0.0, 1.0)

@@ -141,6 +141,8 @@ class DownstreamNetwork(nn.Module):
         """What is frozen stays as in evaluation: no dropout, and no statistics that move."""
         super().train(mode)
         self.backbone.eval()
+        # It computes activations twice, where that is asked for, in training alone.
+        self.backbone.network.training = mode and not self.frozen
         for level in self._trained:
             for module in level:
                 module.train(mode)

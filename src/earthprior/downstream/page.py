@@ -10,9 +10,13 @@ from typing import Any
 import pandas as pd
 
 from earthprior import figures
+from earthprior.chips.batch import LABEL, prepare
+from earthprior.chips.selection import spread
 from earthprior.downstream.finetuning import Done, Work
-from earthprior.downstream.fitting import whole_chips
-from earthprior.downstream.judging import HEADLINES, judge
+from earthprior.downstream.fitting import BackboneNormalizer, read, whole_chips
+from earthprior.downstream.judging import HEADLINES, judge, map_of
+from earthprior.downstream.saved import Finetuned
+from earthprior.figures.maps import MapPanel, maps_figure
 from earthprior.report import Number, Picture, Report, Section, Table, count, number
 from earthprior.scoring import Score, flat_scores
 from earthprior.training.headline import Headline
@@ -21,6 +25,8 @@ NAMES = {
     "average_precision": "average precision", "iou": "IoU", "mean_iou": "mean IoU", "f1": "F1", "accuracy": "accuracy",
     "r2": "R2", "mae": "mean absolute error",
 }  # fmt: skip
+
+SHOWN_CHIPS = 6
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,14 @@ class Found:
         scores: Of the network that was kept, on the judged chips.
         history: One row an epoch.
         best_epoch: With the best headline on the validate chips.
+        panels: Maps of some of the judged chips.
     """
 
     work: Work
     scores: dict[str, Score]
     history: pd.DataFrame
     best_epoch: int
+    panels: Sequence[MapPanel] = ()
 
     @property
     def headline(self) -> Headline:
@@ -56,7 +64,8 @@ class Found:
 def judged(work: Work, done: Done) -> Found:
     """Judge the network on whole chips of the test split, or of the validate split where there is no other."""
     scores = judge(done.model, whole_chips(work.setup, work.judged))
-    return Found(work, scores, pd.DataFrame(done.outcome.history), done.outcome.best_epoch)
+    panels = _panels(work, done.model)
+    return Found(work, scores, pd.DataFrame(done.outcome.history), done.outcome.best_epoch, panels)
 
 
 def told(found: Found) -> list[str]:
@@ -73,11 +82,32 @@ def spelled(score: Score) -> str:
 
 def draw(found: Found, folder: Path) -> dict[str, Path]:
     """Draw all figures; their paths by name."""
+    paths = {"history": folder / "history.png"}
     headline = found.headline
     title = f"{headline.noun[0].upper()}{headline.noun[1:]} on validate chips"
-    path = folder / "history.png"
-    figures.save_png(figures.history_figure(found.history, headline.name, title), path)
-    return {"history": path}
+    figures.save_png(figures.history_figure(found.history, headline.name, title), paths["history"])
+    if found.panels:
+        paths["maps"] = folder / "maps.png"
+        setup = found.work.setup
+        drawn = maps_figure(found.panels, setup.labels.classes, setup.params.data.bands)
+        figures.save_png(drawn, paths["maps"])
+    return paths
+
+
+def _panels(work: Work, model: Finetuned) -> list[MapPanel]:
+    """Some of the judged chips with labels and maps."""
+    if model.kind != "segmentation":
+        return []
+    rows, normalizer = spread(work.judged, SHOWN_CHIPS), BackboneNormalizer(work.setup.backbone)
+    panels = []
+    for raw in read(work.setup, rows, [[place] for place in range(len(rows))]):
+        batch = prepare(raw, normalizer, work.setup.device)
+        found = map_of(model, batch.x0)[0].cpu().numpy()
+        label, valid = raw.extra[LABEL][0].numpy(), raw.valid[0].numpy()
+        # Copied: the loader fills its buffer anew.
+        pixels = raw.pixels[0].numpy().copy()
+        panels.append(MapPanel(Path(raw.rows[0].images[0]).stem, pixels, valid.copy(), label, found))
+    return panels
 
 
 def report(found: Found, pictures: dict[str, Path], identity: Sequence[tuple[str, str]]) -> Report:
@@ -98,6 +128,7 @@ def report(found: Found, pictures: dict[str, Path], identity: Sequence[tuple[str
         ],
         sections=[
             Section("What was learned", [_learned(found, labels.classes)], tables=[_table(found)]),
+            *_maps(found, pictures),
             Section(
                 "Training",
                 [f"{params.steps:,} steps; epoch {found.best_epoch} was the best on the validate chips."],
@@ -106,6 +137,16 @@ def report(found: Found, pictures: dict[str, Path], identity: Sequence[tuple[str
         ],
         identity=identity,
     )
+
+
+def _maps(found: Found, pictures: dict[str, Path]) -> list[Section]:
+    if "maps" not in pictures:
+        return []
+    text = (
+        f"Some of the {found.work.usage} chips, evenly spread over the split. A map is blended from overlapping tiles "
+        f"of {found.work.setup.params.data.train_px} px, as earthprior predict makes it."
+    )
+    return [Section("Maps", [text], [Picture(pictures["maps"], "maps beside labels and imagery")])]
 
 
 def _start(params: Any) -> str:
