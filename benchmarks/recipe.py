@@ -138,7 +138,7 @@ def measured() -> Iterator[dict[str, Any]]:
         if name.startswith("recipe-") and not found.get("State") and found.get("gain_db.mean") is not None:
             recipe, seed = name.removeprefix("recipe-").rsplit("-s", 1)
             gains = {f"rho_{rho}": found.get(f"gain_db.rho_{rho}") for rho in RHOS}
-            probes = {f"probe_{who}": found.get(f"probe.{who}.average_precision") for who in REPRESENTATIONS}
+            probes = {f"probe_{who}": found.get(f"probe.linear.{who}.average_precision") for who in REPRESENTATIONS}
             yield {"recipe": recipe, "seed": int(seed), "gain_db": found["gain_db.mean"], **gains, **probes}
 
 

@@ -23,7 +23,8 @@ RUN_ID = "3f0e" + 7 * "abcd"
 HOSTILE = "<script>alert('$x$')</script>{{ 7 * 7 }}"
 METRICS = {
     "gain_db/mean": 0.3, "psnr/network": 30.5, "psnr/linear": 29.0, "ssim/network": 0.91, "judged_chips": 2.0,
-    "probe/network/accuracy": 0.81, "probe/untrained/accuracy": 0.7, "probe/context/accuracy": 0.6,
+    "probe/linear/network/accuracy": 0.81, "probe/linear/untrained/accuracy": 0.7,
+    "probe/linear/context/accuracy": 0.6,
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_the_page_shows_params_numbers_curves_and_who_the_runs_are(
     assert rows["best epoch"] == ["2 of 2", "2 of 3"]
     assert rows["chips seen"] == ["32", "96"]
     assert rows["PSNR, dB"] == ["30.50", "-"]
-    assert rows["probe, accuracy"] == ["0.8100", "-"]
+    assert rows["linear probe, accuracy"] == ["0.8100", "-"]
     assert rows["the same, untrained network"] == ["0.7000", "-"]
     assert rows["MLflow run"] == [RUN_ID, "-"]
     assert rows["code digest"] == ["-", "12ab"]

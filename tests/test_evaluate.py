@@ -30,10 +30,13 @@ from tiny_training import TINY
 BANDS = ("red", "green", "blue", "nir")
 SMALL = {
     "threads": 1, "epochs": 1, "warmup_epochs": 0, "evaluate.samples": 3, "evaluate.steps": 3,
-    "evaluate.probe_pixels": 64,
+    "evaluate.probe_pixels": 64, "evaluate.probe_rhos": [0.1, 1.0],
 }  # fmt: skip
-OUTS = {"figures", "levels.csv", "metrics.json", "report.html"}
-FIGURES = {"gain", "levels", "denoising", "samples", "histograms", "ndvi", "spectra", "history"}
+OUTS = {"figures", "levels.csv", "metrics.json", "report.html", "serving.json"}
+FIGURES = {
+    "gain", "levels", "denoising", "samples", "histograms", "ndvi", "spectra", "history", "serving", "probes",
+    "feature_maps", "neighbours",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +115,27 @@ def test_the_numbers_are_finite_and_agree_with_the_levels(evaluated: Path) -> No
     assert numbers["judged_chips"] == 4
 
 
-def test_the_probe_compares_four_representations(evaluated: Path) -> None:
-    numbers = read_json(evaluated / "results/evaluate/metrics.json")["probe"]
-    assert set(numbers) == {"network", "untrained", "context", "pixels"}
+def test_the_probes_compare_four_representations(evaluated: Path) -> None:
+    probes = read_json(evaluated / "results/evaluate/metrics.json")["probe"]
+    assert set(probes) == {"linear", "mlp"}
+    for numbers in probes.values():
+        assert set(numbers) == {"network", "untrained", "context", "pixels"}
+        for scores in numbers.values():
+            assert set(scores) >= {"average_precision", "iou", "f1", "average_precision_low", "average_precision_high"}
+            assert scores["average_precision_low"] <= scores["average_precision"] <= scores["average_precision_high"]
     # The labels follow the first band but for each chip's own median.
-    assert numbers["pixels"]["average_precision"] > 0.8
-    assert "1 chip without a label were skipped" in (evaluated / "results/evaluate/report.html").read_text()
+    assert probes["linear"]["pixels"]["average_precision"] > 0.8
+    assert "1 chip without a usable label were skipped" in (evaluated / "results/evaluate/report.html").read_text()
+
+
+def test_the_level_that_serves_is_the_best_on_validation_chips(evaluated: Path) -> None:
+    found = read_json(evaluated / "results/evaluate/serving.json")
+    assert found["fingerprint"] == read_json(evaluated / "results/pretrain/config.json")["fingerprint"]
+    assert set(found) == {"fingerprint", "rho", "t", "side", "levels", "chosen_by", "score"}
+    assert found["rho"] in (0.1, 1.0)
+    assert 0.4 < found["score"] <= 1
+    assert "validation" in found["chosen_by"]
+    assert f"rho {found['rho']:g}, {found['side']}" in (evaluated / "results/evaluate/report.html").read_text()
 
 
 def test_the_report_tells_who_the_run_is(evaluated: Path) -> None:
@@ -148,8 +166,13 @@ def test_the_same_command_gives_the_same_files(
 def test_without_label_rasters_there_are_no_probe_metrics(
     column: str, words: str, pretrained: Path, params_of: Callable[..., Params]
 ) -> None:
-    evaluate.run(params_of(evaluate__label_column=column), pretrained)
+    evaluate.run(params_of(evaluate__label_column=column, evaluate__probe_rho=0.5), pretrained)
     assert "probe" not in read_json(pretrained / "results/evaluate/metrics.json")
+    serving = read_json(pretrained / "results/evaluate/serving.json")
+    assert (serving["rho"], serving["side"], serving["score"]) == (0.5, "decoder", None)
+    assert serving["chosen_by"] == "evaluate.probe_rho"
+    drawn = {path.stem for path in (pretrained / "results/evaluate/figures").iterdir()}
+    assert drawn == FIGURES - {"serving", "probes"}
     html = (pretrained / "results/evaluate/report.html").read_text()
     assert "No probe" in html
     assert words in html
@@ -302,4 +325,5 @@ def test_what_is_not_finite_is_absent() -> None:
 def test_the_code_of_the_evaluation_does_not_count_for_resuming_a_training() -> None:
     counted = identity.code_hash().files
     assert not [name for name in counted if name.startswith(("evaluation/", "figures/"))]
-    assert not {"probe.py", "report.py", "representations.py"} & set(counted)
+    judging = {"probe.py", "probe_models.py", "ranking.py", "report.py", "representations.py", "scoring.py"}
+    assert not judging & set(counted)

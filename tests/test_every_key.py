@@ -25,6 +25,7 @@ import torch
 from earthprior import build
 from earthprior.errors import EarthPriorError
 from earthprior.evaluation import probing, samples
+from earthprior.evaluation.labelled import Material
 from earthprior.networks.vgg16 import SHAPES
 from earthprior.params import Params, known_keys
 from earthprior.stages import pretrain, stats
@@ -143,9 +144,8 @@ def probed(project: Project, params: Params) -> Any:
     """What the probe says of an untrained network."""
     tiny = Tiny(project.root, params)
     task = build.task(params, tiny.linear).eval()
-    judged = tiny.selection.validate
-    found = probing.probe(params, task, tiny.selection, judged, tiny.normalizer, torch.device("cpu"))
-    return repr(found)
+    material = Material(params, tiny.selection, tiny.normalizer, torch.device("cpu"))
+    return repr(probing.probe(material, {"network": task}, tiny.selection.validate))
 
 
 def study(project: Project, params: Params) -> Any:
@@ -328,7 +328,9 @@ CASES: dict[str, Case] = {
     "evaluate.sampling_seed": Case(1, look=sampled),
     "evaluate.clip_sample": Case(False, {**MIN_MAX, "evaluate.clip_sample": True}, sampled),
     "evaluate.label_column": Case("none", look=probed),
-    "evaluate.probe_rho": Case(2.0, look=probed),
+    "evaluate.image_label_column": Case("number", {"evaluate.label_column": "none"}, probed),
+    "evaluate.probe_rhos": Case([0.5], look=probed),
+    "evaluate.probe_rho": Case(2.0, {"evaluate.label_column": "none"}, probed),
     "evaluate.probe_pixels": Case(7, look=probed),
     "operation.device": Case("cuda:99", look=device),
     "operation.readers": Case(1, look=reader_threads),
@@ -362,6 +364,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Pat
     make_chips(root / "other", n=12, size=32, seed=1)
     make_chips(root / "gaps", n=12, size=32, nodata=0)
     catalog = pd.read_csv(folder / "catalog.csv", dtype=str)
+    catalog["number"] = [str(place / 3) for place in range(len(catalog))]
     catalog["again"] = catalog["image"].iloc[::-1].to_numpy()
     catalog.to_csv(folder / "catalog.csv", index=False)
     catalog.drop(index=[0, 1]).to_csv(folder / "fewer.csv", index=False)

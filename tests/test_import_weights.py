@@ -34,6 +34,7 @@ OPTIONS: dict[str, Any] = {
 MATCHING: dict[str, Any] = {
     "network": "unet_att_d", "objective": "eps", "diffusion.precondition": "none", "threads": 1,
     "diffusion.weighting": "uniform", "evaluate.samples": 2, "evaluate.steps": 2, "evaluate.probe_pixels": 16,
+    "evaluate.probe_rhos": [0.1],
     **{f"unet_att_d.{key}": value for key, value in OPTIONS.items()},
 }  # fmt: skip
 

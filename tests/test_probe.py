@@ -7,10 +7,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from earthprior import probe
+from earthprior import probe, probe_models
 from earthprior.chips.batch import Batch
 from earthprior.chips.normalize import Affine
-from earthprior.representations import CONTEXT_WINDOWS_PX, FrozenFeatures, assign, at_pixels, raw_context, raw_pixels
+from earthprior.probe_models import PIXEL_PROBES
+from earthprior.representations import (
+    CONTEXT_WINDOWS_PX,
+    FrozenFeatures,
+    PooledFeatures,
+    Representation,
+    assign,
+    at_pixels,
+    image_statistics,
+    raw_context,
+    raw_pixels,
+)
+from earthprior.scoring import image_scores
 
 SIZE = 24
 
@@ -155,40 +167,86 @@ def noise(batch: Batch, points: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.randn(len(at), 2, generator=generator) for at in points]
 
 
+def pixels_of(seeds: range, classes: int, represent: Representation, count: int = 100) -> probe.Pixels:
+    return probe.collect(labelled(seeds, classes), represent, list(range(classes)), count)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_probe_rewards_the_representation_that_knows(classes: int) -> None:
-    representations = {"pixels": raw_pixels, "noise": noise}
-    wanted = list(range(classes))
-    fit = probe.collect(labelled(range(3), classes), representations, wanted, 100)
-    judged = probe.collect(labelled(range(10, 12), classes), representations, wanted, 100)
-    result = probe.judge(fit, judged, {"chips_without_label": 1})
-    assert result.reason is None
-    assert result.unconverged == ()
-    assert result.facts["fit_pixels"] == 600
-    assert result.facts["judged_chips"] == 4
-    assert result.scores["pixels"]["average_precision"] > 0.75
-    assert result.scores["noise"]["average_precision"] < result.scores["pixels"]["average_precision"] - 0.2
-    assert set(result.scores["pixels"]) == (
-        {"average_precision"} if classes == 2 else {"average_precision", "accuracy", "mean_iou"}
-    )
-    if classes == 3:
-        assert result.scores["pixels"]["accuracy"] > result.scores["noise"]["accuracy"] + 0.2
-        assert result.scores["pixels"]["mean_iou"] > result.scores["noise"]["mean_iou"] + 0.2
+@pytest.mark.parametrize("name", PIXEL_PROBES)
+def test_probes_reward_the_representation_that_knows(name: str, classes: int) -> None:
+    found = {}
+    for representation, represent in (("pixels", raw_pixels), ("noise", noise)):
+        fit, judged = (pixels_of(seeds, classes, represent) for seeds in (range(3), range(10, 12)))
+        assert fit.values.shape == (600, 2)
+        assert fit.counts == [100] * 6
+        scores, converged = probe.judge(PIXEL_PROBES[name], fit, judged, list(range(classes)))
+        assert converged
+        assert scores.chips == 4
+        found[representation] = scores.values()
+    for score in ("average_precision", *(("accuracy", "mean_iou") if classes == 3 else ("f1",))):
+        assert found["pixels"][score] > found["noise"][score] + 0.1, score
+    assert found["pixels"]["average_precision"] > 0.75
 
 
-def test_scores_against_a_hand_computed_confusion() -> None:
-    truth = np.array([0, 0, 1, 1, 2, 2])
-    guess = np.array([0, 1, 1, 1, 2, 0])
-    scores = probe._score(np.eye(3)[guess], np.array([0, 1, 2]), truth)
-    assert scores["accuracy"] == pytest.approx(4 / 6)
-    assert scores["mean_iou"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
+def test_quick_probes_rank_as_the_whole_ones_do() -> None:
+    fit, judged = (pixels_of(seeds, 2, raw_pixels) for seeds in (range(3), range(10, 12)))
+    quick = probe.judge(probe_models.quick_linear, fit, judged, [0, 1])[0].values()
+    whole = probe.judge(probe_models.linear, fit, judged, [0, 1])[0].values()
+    assert quick["average_precision"] == pytest.approx(whole["average_precision"], abs=0.01)
 
 
-def test_one_class_among_the_judged_pixels_is_no_score() -> None:
-    fit = probe.collect(labelled(range(2), 2), {"pixels": raw_pixels}, [0, 1], 50)
-    judged = probe.collect(labelled(range(2, 3), 2), {"pixels": raw_pixels}, [1], 50)
-    result = probe.judge(fit, judged, {})
-    assert result.scores == {}
-    assert result.reason is not None
-    empty = probe.collect([], {"pixels": raw_pixels}, [0, 1], 50)
-    assert probe.judge(empty, judged, {}).scores == {}
+def test_a_class_that_no_fitted_pixel_has_gets_no_probability() -> None:
+    fit, judged = pixels_of(range(2), 2, raw_pixels), pixels_of(range(2, 4), 3, raw_pixels)
+    scores, _ = probe.judge(probe_models.linear, fit, judged, [0, 1, 2])
+    share = np.mean(judged.classes == 2)
+    assert 0 < share < 0.5
+    assert set(scores.values()) == {"average_precision", "accuracy", "mean_iou", "f1"}
+    assert np.isfinite(list(scores.values().values())).all()
+
+
+def test_one_class_among_the_pixels_is_no_score() -> None:
+    fit = pixels_of(range(2), 2, raw_pixels, 50)
+    judged = probe.collect(labelled(range(2, 3), 2), raw_pixels, [1], 50)
+    assert probe.unprobeable(fit.classes, fit.classes) is None
+    assert "judged pixels" in str(probe.unprobeable(fit.classes, judged.classes))
+    assert "fitted pixels" in str(probe.unprobeable(probe.collect([], raw_pixels, [0, 1], 50).classes, fit.classes))
+
+
+def test_pooled_features_are_means_and_deviations_of_valid_pixels() -> None:
+    batch = batch_of(5)
+    batch.valid[1, :, :, : SIZE // 2] = False
+    pooled = PooledFeatures(lambda crops: [crops.x0, F.avg_pool2d(crops.x0, 2)], 8, 4, 100)(batch)
+    assert pooled.shape == (2, 8)
+    for chip, left in ((0, 0), (1, SIZE // 2)):
+        kept = batch.x0[chip, :, :, left:]
+        expected = [kept.mean((1, 2)), kept.std((1, 2), correction=0)]
+        assert torch.allclose(pooled[chip, :4], torch.cat(expected), atol=1e-4)
+        assert torch.allclose(pooled[chip, 4:6], kept.mean((1, 2)), atol=1e-4)
+    few = PooledFeatures(lambda crops: [crops.x0], 8, 4, 2)(batch)
+    ends = torch.cat([batch.x0[0, :, :8, :8], batch.x0[0, :, -8:, -8:]], dim=2)
+    assert torch.allclose(few[0, :2], ends.mean((1, 2)), atol=1e-4)
+
+
+def test_image_statistics_are_physical_and_of_valid_pixels() -> None:
+    batch = batch_of(6)
+    batch.valid[0, :, 0] = False
+    batch.valid[1] = False
+    found = image_statistics(batch)
+    kept = (batch.x0[0, :, 1:] * 4 + 50).flatten(1).double().numpy()
+    assert found.shape == (2, 14)
+    assert np.allclose(found[0, :4], np.concatenate([kept.mean(1), kept.std(1)]), rtol=1e-5)
+    assert np.allclose(found[0, 4:6], np.percentile(kept, 2, axis=1), rtol=1e-5)
+    assert (found[1] == 0).all()
+
+
+@pytest.mark.parametrize("kind", probe_models.IMAGE_PROBES)
+def test_image_probes_find_what_is_there(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(120, 6)).astype(np.float32)
+    hidden = values[:, 0] + 0.5 * values[:, 1]
+    truths = np.digitize(hidden, [-0.5, 0.5]) if kind == "classification" else 100 + hidden
+    for name, model in probe_models.IMAGE_PROBES[kind].items():
+        answer, converged = model(values[:80], truths[:80], values[80:])
+        scores = image_scores(kind, truths[80:], answer)
+        assert converged
+        assert scores["accuracy" if kind == "classification" else "r2"].value > (0.5 if name == "knn" else 0.7)

@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 
 from earthprior import report
 from earthprior.figures import save_png
-from earthprior.probe import ProbeResult
 
 HOSTILE = "<script>alert('x')</script>&\"{{ 7 * 7 }}"
-NAMES = {"network": "trained", "untrained": "untrained", "context": "context", "pixels": "pixels"}
 
 
 @pytest.fixture
@@ -92,32 +90,6 @@ def test_a_gain_below_zero_is_said_plainly() -> None:
     assert "every noise level" in text
     assert "does not beat" in report.verdict({"rho_1": 0.0, "mean": 0.0})
     assert "does not beat" in report.verdict({"rho_1": 0.0014, "mean": 0.0014})
-
-
-def test_no_probe_says_why_and_shows_no_number() -> None:
-    result = ProbeResult(reason="the catalog has no column 'label'")
-    section = report.probe_section(result, NAMES, "validate", 0.1)
-    assert section.tables == ()
-    assert "the catalog has no column 'label'" in section.paragraphs[0]
-
-
-def scores(network: float, untrained: float, context: float) -> ProbeResult:
-    found = {"network": network, "untrained": untrained, "context": context, "pixels": 0.1}
-    facts = {
-        "fit_pixels": 1000, "fit_chips": 10, "judged_pixels": 500, "judged_chips": 1, "classes": 2,
-        "positive_share": 0.07, "chips_without_label": 3,
-    }  # fmt: skip
-    return ProbeResult(None, {name: {"average_precision": value} for name, value in found.items()}, facts)
-
-
-def test_the_probe_says_who_won_and_how_many_were_skipped() -> None:
-    won = report.probe_section(scores(0.5, 0.3, 0.4), NAMES, "validate", 0.1)
-    assert "beat the untrained" in won.paragraphs[1]
-    assert "3 chips without a label were skipped" in won.paragraphs[0]
-    assert "1 validate chip " in won.paragraphs[0]
-    assert [row[0] for row in won.tables[0].rows] == list(NAMES.values())
-    lost = report.probe_section(scores(0.3, 0.3, 0.4), NAMES, "validate", 0.1)
-    assert "do not beat the untrained network or raw pixels" in lost.paragraphs[1]
 
 
 def test_missing_numbers_are_dashes() -> None:

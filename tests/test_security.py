@@ -25,7 +25,8 @@ SECRET = "hunter2-hunter2"
 PROGRAMS = {"git", "uname"}
 """Git for the commit, and what Python's own `platform` asks for the name of the processor."""
 
-SMALL = {"epochs": 1, "warmup_epochs": 0, "evaluate__samples": 2, "evaluate__steps": 2, "evaluate__probe_pixels": 16}
+SMALL = {"epochs": 1, "warmup_epochs": 0, "evaluate__samples": 2, "evaluate__steps": 2, "evaluate__probe_pixels": 16,
+         "evaluate__probe_rhos": [0.1]}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {
     "data.chip_size": 32, "data.crop_px": 16, "data.crops_per_chip": 4, "threads": 1, "batch_size": 4,
     "val_batch_size": 4, "epochs": 4, "unet_film.channels": [8, 16], "unet_film.time_embedding_dim": 16,
-    "evaluate.steps": 2, "evaluate.samples": 4, "evaluate.probe_pixels": 16, "operation.checkpoint_every_seconds": 0,
+    "evaluate.steps": 2, "evaluate.samples": 4, "evaluate.probe_rhos": [0.1],
+    "evaluate.probe_pixels": 16, "operation.checkpoint_every_seconds": 0,
     "operation.readers": 2,
 }  # fmt: skip
 

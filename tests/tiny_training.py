@@ -35,7 +35,7 @@ TINY: Mapping[str, Any] = {
     "epochs": 3, "batch_size": 4, "data.crops_per_chip": 2, "lr": 0.01, "warmup_epochs": 1, "ema_decay": 0.9,
     "unet_film.attention": False, "unet_film.time_embedding_dim": 16, "unet_att_d.filter_config": [4, 8],
     "unet_att_d.block_num": [1, 1], "unet_att_d.time_embedding_dim": 16, "operation.checkpoint_every_seconds": 1000,
-    "operation.log_every_steps": 2,
+    "operation.log_every_steps": 2, "evaluate.probe_rhos": [0.1], "evaluate.probe_pixels": 32,
 }  # fmt: skip
 """On the 8 training chips of `make_chips`: 4 steps an epoch, 12 in all."""
 

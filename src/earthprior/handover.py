@@ -103,6 +103,10 @@ def _check_bands(bands: list[str], per_band: Mapping[str, Any]) -> None:
         raise ValueError(f"per_band lacks {key_shown(missing[0])}")
 
 
+EVALUATED_SINCE: Mapping[str, Any] = {"image_label_column": None, "probe_rhos": [0.1]}
+"""Keys of the section `evaluate` that the configurations of earlier versions lack; no weights depend on them."""
+
+
 def read_stats(path: Path) -> dict[str, Any]:
     """The content of a stats.json.
 
@@ -113,12 +117,16 @@ def read_stats(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a config.json; its params are not checked yet.
+    """The content of a config.json; its params are not checked yet, but complete where an earlier version wrote them.
 
     Raises:
         EarthPriorError: It cannot be read, or is not what the stage pretrain writes.
     """
-    return _read(path, _Config, "pretrain")
+    found = _read(path, _Config, "pretrain")
+    judged = found["params"].get("evaluate")
+    if isinstance(judged, dict):
+        found["params"]["evaluate"] = {**EVALUATED_SINCE, **judged}
+    return found
 
 
 def read_history(path: Path) -> pd.DataFrame:

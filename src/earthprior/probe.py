@@ -1,12 +1,11 @@
-"""Are frozen features worth anything: a linear classifier per pixel, the very same for every representation.
+"""Are frozen features worth anything: small classifiers per pixel, the very same for every representation.
 
-Logistic regression on standardized values, fitted on pixels of training chips and judged on chips that it never saw.
-Which pixels is a function of the chip's path alone, so all representations, and all runs, are asked about the same.
+Fitted on pixels of training chips and judged on chips that they never saw. Which pixels is a function of the chip's
+path alone, so all representations, and all runs, are asked about the same.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -16,45 +15,46 @@ import torch
 from numpy.typing import NDArray
 
 from earthprior.chips.batch import Batch
+from earthprior.probe_models import Probe
 from earthprior.randomness import numpy_generator
 from earthprior.representations import Representation
+from earthprior.scoring import Score, SegmentationScores
 
 Labels: TypeAlias = NDArray[Any]
 
 MAX_CLASSES = 64
 """A label raster with more values than this is no map of classes."""
 
-MAX_ITERATIONS = 1000
-
 
 @dataclass(frozen=True)
 class Pixels:
-    """Sampled pixels of one split.
+    """Sampled pixels of one split in one representation.
 
     Args:
-        values: Per representation (N, D) float32.
+        values: (N, D) float32.
         classes: (N,) label values.
-        chips: How many chips they come from.
+        counts: How many of them each chip has, in their order.
     """
 
-    values: Mapping[str, NDArray[np.float32]]
+    values: NDArray[np.float32]
     classes: Labels
-    chips: int
+    counts: Sequence[int]
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe found, or why there is none.
+    """What probes found, or why there are none.
 
     Args:
         reason: Why there is no probe, as a sentence; None if there is one.
-        scores: Per representation its scores by name; empty without a probe. The first score is the headline.
+        scores: By probe, representation and name, with intervals; empty without a probe. The first score of each is the
+            headline.
         facts: What was compared: classes, chips, pixels, chips without a label.
-        unconverged: Representations whose fit was stopped at the iteration limit.
+        unconverged: Probe and representation, as words, where a fit was stopped at the iteration limit.
     """
 
     reason: str | None = None
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     unconverged: tuple[str, ...] = ()
 
@@ -94,7 +94,7 @@ def sample_points(chip: str, label: Labels, valid: NDArray[np.bool_], classes: S
 
 def collect(
     batches: Iterable[tuple[Batch, Sequence[str], Sequence[Labels]]],
-    representations: Mapping[str, Representation],
+    represent: Representation,
     classes: Sequence[int],
     pixels: int,
 ) -> Pixels:
@@ -102,11 +102,11 @@ def collect(
 
     Args:
         batches: Whole chips, their paths, and their labels (H, W).
-        representations: By name.
+        represent: What is kept of each pixel.
         classes: Label values that count.
         pixels: How many per chip.
     """
-    values: dict[str, list[NDArray[np.float32]]] = {name: [] for name in representations}
+    values: list[NDArray[np.float32]] = []
     targets: list[Labels] = []
     for batch, chips, labels in batches:
         masks = batch.valid[:, 0].cpu().numpy()
@@ -116,77 +116,38 @@ def collect(
         ]
         targets += [label[at[:, 0], at[:, 1]] for label, at in zip(labels, points, strict=True) if len(at)]
         tensors = [torch.from_numpy(at) for at in points]
-        for name, represent in representations.items():
-            values[name] += [rows.numpy() for rows in represent(batch, tensors) if len(rows)]
+        values += [rows.numpy() for rows in represent(batch, tensors) if len(rows)]
     if not targets:
-        return Pixels({}, np.zeros(0, np.int64), 0)
-    return Pixels(
-        {name: np.concatenate(rows) for name, rows in values.items()},
-        np.concatenate(targets).astype(np.int64),
-        len(targets),
-    )
+        return Pixels(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [])
+    return Pixels(np.concatenate(values), np.concatenate(targets).astype(np.int64), [len(part) for part in targets])
 
 
-def judge(fit: Pixels, judged: Pixels, facts: Mapping[str, Any]) -> ProbeResult:
-    """Fit and score the same classifier on every representation.
+def unprobeable(fit: Labels, judged: Labels) -> str | None:
+    """Why pixels of these classes (N,) tell nothing, or None."""
+    for where, classes in (("fitted", fit), ("judged", judged)):
+        if len(np.unique(classes)) < 2:
+            return f"the {where} pixels hold fewer than two classes"
+    return None
 
-    Two classes give the average precision of the greater value. More give the macro average precision over the classes
-    in the judged pixels, accuracy, and mean intersection over union.
+
+def judge(probe: Probe, fit: Pixels, judged: Pixels, classes: Sequence[int]) -> tuple[SegmentationScores, bool]:
+    """Fit a probe, and score what it says of other pixels, a chip at a time.
 
     Args:
-        fit: Pixels of training chips.
+        probe: One of `PIXEL_PROBES`.
+        fit: Pixels of training chips, of two or more classes.
         judged: Pixels of other chips.
-        facts: What else to report.
+        classes: All label values that count; one that no fitted pixel has gets no probability.
+
+    Returns:
+        The scores, and whether the fit converged.
     """
-    known, asked = np.unique(fit.classes), np.unique(judged.classes)
-    counts = {
-        "classes": len(known),
-        "fit_chips": fit.chips,
-        "fit_pixels": len(fit.classes),
-        "judged_chips": judged.chips,
-        "judged_pixels": len(judged.classes),
-    }
-    if len(known) < 2 or len(asked) < 2:
-        where = "fitted" if len(known) < 2 else "judged"
-        return ProbeResult(reason=f"the {where} pixels hold fewer than two classes", facts={**facts, **counts})
-    scores, unconverged = {}, []
-    for name, values in fit.values.items():
-        probabilities, converged = _predict(values, fit.classes, judged.values[name])
-        scores[name] = _score(probabilities, known, judged.classes)
-        if not converged:
-            unconverged.append(name)
-    share = {"positive_share": float(np.mean(judged.classes == known[1]))} if len(known) == 2 else {}
-    return ProbeResult(None, scores, {**facts, **counts, **share}, tuple(unconverged))
-
-
-def _predict(values: Any, classes: Labels, asked: Any) -> tuple[Any, bool]:
-    """Class probabilities (N, classes) of a logistic regression, and whether its fit converged."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(values, classes)
-    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return model.predict_proba(asked), converged
-
-
-def _score(probabilities: Any, known: Labels, truth: Labels) -> dict[str, float]:
-    from sklearn.metrics import average_precision_score
-
-    if len(known) == 2:
-        return {"average_precision": float(average_precision_score(truth == known[1], probabilities[:, 1]))}
-    guess = known[probabilities.argmax(axis=1)]
-    places = [(place, value) for place, value in enumerate(known) if np.any(truth == value)]
-    precisions = [average_precision_score(truth == value, probabilities[:, place]) for place, value in places]
-    overlaps = [
-        np.sum((guess == value) & (truth == value)) / np.sum((guess == value) | (truth == value)) for _, value in places
-    ]
-    return {
-        "average_precision": float(np.mean(precisions)),
-        "accuracy": float(np.mean(guess == truth)),
-        "mean_iou": float(np.mean(overlaps)),
-    }
+    known, places = np.unique(fit.classes, return_inverse=True)
+    answer, converged = probe(fit.values, places, judged.values)
+    probabilities = np.zeros((len(answer), len(classes)))
+    probabilities[:, [list(classes).index(value) for value in known]] = answer
+    scores = SegmentationScores(classes)
+    ends = np.cumsum(judged.counts)
+    for start, end in zip(ends - judged.counts, ends, strict=True):
+        scores.add(probabilities[start:end], judged.classes[start:end])
+    return scores, converged

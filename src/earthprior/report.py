@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from earthprior.figures.style import DPI
-from earthprior.probe import ProbeResult
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,12 @@ def verdict(gain_db: Mapping[str, float], imported: bool = False) -> str:
 
 SCORE_NAMES = {
     "average_precision": "average precision",
+    "r2": "R2",
     "accuracy": "accuracy",
     "mean_iou": "mean IoU",
+    "iou": "IoU",
+    "f1": "F1",
+    "mae": "mean absolute error",
 }
 
 
@@ -160,43 +163,6 @@ def levels_tables(levels: pd.DataFrame, per_band: Mapping[str, Mapping[str, floa
         Table(columns, rows, "Per noise level, averaged over bands and crops"),
         Table(["band", "gain, dB", "PSNR, dB", "SSIM"], bands, "The network per band, averaged over noise levels"),
     ]
-
-
-def probe_section(result: ProbeResult, names: Mapping[str, str], usage: str, rho: float) -> Section:
-    """What the probe says, or why there is none."""
-    title = "Are the features worth anything? A linear probe"
-    facts = result.facts
-    skipped = facts.get("chips_without_label", 0)
-    gaps = f" {count(skipped, 'chip')} without a label were skipped." if skipped else ""
-    if not result.scores:
-        return Section(title, [f"No probe: {result.reason}. Its metrics are absent.{gaps}"])
-    kinds = list(next(iter(result.scores.values())))
-    rows = [[names[name], *(number(scores[kind], ".4f") for kind in kinds)] for name, scores in result.scores.items()]
-    text = (
-        f"The same logistic regression on standardized values, for each pixel, fitted on {facts['fit_pixels']:,} "
-        f"pixels of {count(facts['fit_chips'], 'training chip')} and judged on {facts['judged_pixels']:,} pixels of "
-        f"{count(facts['judged_chips'], f'{usage} chip')} ({facts['classes']} classes). Features are taken at rho "
-        f"{rho:g} and frozen.{gaps}"
-    )
-    if "positive_share" in facts:
-        text += f" Guessing scores an average precision of {facts['positive_share']:.3f}, the share of positive pixels."
-    notes = [text, _probe_verdict(result, kinds[0])]
-    if result.unconverged:
-        notes.append(
-            f"Stopped at the iteration limit, so a little low: {', '.join(names[name] for name in result.unconverged)}."
-        )
-    columns = ["representation", *(SCORE_NAMES.get(kind, kind) for kind in kinds)]
-    return Section(title, notes, tables=[Table(columns, rows)])
-
-
-def _probe_verdict(result: ProbeResult, kind: str) -> str:
-    """Whether pretraining helped, in a sentence that the numbers force."""
-    ours = result.scores["network"][kind]
-    better = [name for name in ("untrained", "context") if result.scores[name][kind] >= ours]
-    words = {"untrained": "the untrained network", "context": "raw pixels with local context"}
-    if not better:
-        return "The trained network's features beat the untrained network's and raw pixels with local context."
-    return f"The trained network's features do not beat {' or '.join(words[name] for name in better)}."
 
 
 def count(number_of: int, thing: str) -> str:

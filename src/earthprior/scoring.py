@@ -11,7 +11,7 @@ than `MAX_UNDEFINED` of them are, or chips are fewer than two, the interval is N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
@@ -39,7 +39,7 @@ class Score:
     high: float
 
 
-def flat_scores(scores: dict[str, Score]) -> dict[str, float]:
+def flat_scores(scores: Mapping[str, Score]) -> dict[str, float]:
     """For metrics and tables: `iou`, `iou_low`, `iou_high`, ...; what is NaN is absent.
 
     Args:
@@ -122,10 +122,8 @@ class SegmentationScores:
         if not self._confusions:
             return {}
         confusions = np.stack(self._confusions)
-        whole, parts = np.ones((1, self.chips)), list(resamples(self.chips))
-        value = self._scored(confusions, whole)
-        drawn = [self._scored(confusions, weights) for weights in parts]
-        return _intervals(value, drawn, self.chips)
+        drawn = [self._scored(confusions, weights) for weights in resamples(self.chips)]
+        return _intervals(self.values(), drawn, self.chips)
 
     def _places(self, labels: Array) -> Array:
         """Places in `classes`, -1 for other values, which may be NaN."""
@@ -192,7 +190,7 @@ def _number_scores(truths: Array, predictions: Array) -> dict[str, Score]:
         spread = np.where(variance > 1e-12 * (second / n).clip(min=1e-300), variance, np.nan)
         return {"r2": 1 - squares / n / spread, "mae": absolute / n}
 
-    value = scored(np.ones((1, len(truths))))
+    value = {name: float(one[0]) for name, one in scored(np.ones((1, len(truths)))).items()}
     drawn = [scored(weights) for weights in resamples(len(truths))]
     return _intervals(value, drawn, len(truths))
 
@@ -223,10 +221,10 @@ def interval(value: float, drawn: Array, chips: int) -> Score:
     return Score(value, float(low), float(high))
 
 
-def _intervals(value: dict[str, Array], drawn: list[dict[str, Array]], chips: int) -> dict[str, Score]:
-    """Of each name: its value (1,), and its resamples, in blocks."""
+def _intervals(values: dict[str, float], drawn: list[dict[str, Array]], chips: int) -> dict[str, Score]:
+    """Of each name: its value, and its resamples, in blocks."""
     return {
-        name: interval(float(value[name][0]), np.concatenate([part[name] for part in drawn]), chips) for name in value
+        name: interval(value, np.concatenate([part[name] for part in drawn]), chips) for name, value in values.items()
     }
 
 

@@ -21,7 +21,7 @@ CHIPS_SEEN, EPOCH = "time/chips_seen", "time/epoch"
 PICTURES = "denoising"
 
 _RUN_NAME = "attributes.`Run Name`"
-_METRICS = (BEST, JUDGED, "evaluate/probe/network/average_precision")
+_METRICS = (BEST, JUDGED, "evaluate/probe/linear/network/average_precision")
 _PARAMS = ("network", "loss_fn", "lr", "batch_size", "epochs", "seed")
 
 

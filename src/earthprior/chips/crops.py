@@ -31,14 +31,19 @@ def grid_origins(size_px: int, px: int, overlap_px: int = 0) -> list[int]:
     return [round(index * (size_px - px) / (count - 1)) for index in range(count)]
 
 
+def grid_windows(batch: Batch, px: int) -> list[tuple[int, int]]:
+    """The corners (top, left) of a chip's crops, in the order of `grid_crops`."""
+    rows, columns = grid_origins(batch.x0.shape[-2], px), grid_origins(batch.x0.shape[-1], px)
+    return [(top, left) for top in rows for left in columns]
+
+
 def grid_crops(batch: Batch, px: int) -> Batch:
     """Every chip cut into a grid of crops that covers it.
 
     Returns:
         (B * n * n, C, px, px): all crops of the first chip (row by row), then of the second, and so on.
     """
-    rows, columns = grid_origins(batch.x0.shape[-2], px), grid_origins(batch.x0.shape[-1], px)
-    windows = [(..., slice(top, top + px), slice(left, left + px)) for top in rows for left in columns]
+    windows = [(..., slice(top, top + px), slice(left, left + px)) for top, left in grid_windows(batch, px)]
 
     def cut(chips: Tensor) -> Tensor:
         return torch.stack([chips[window] for window in windows], dim=1).flatten(0, 1)

@@ -12,11 +12,13 @@ import pandas as pd
 
 from earthprior import figures
 from earthprior.diffusion.gain import missing_levels
-from earthprior.evaluation.probing import REPRESENTATIONS
+from earthprior.evaluation import probe_pages
+from earthprior.evaluation.gallery import Gallery
+from earthprior.evaluation.probing import Probing
 from earthprior.evaluation.samples import Samples
 from earthprior.params import Params
-from earthprior.probe import ProbeResult
-from earthprior.report import Number, Picture, Report, Section, count, levels_tables, probe_section, signed, verdict
+from earthprior.report import Number, Picture, Report, Section, count, levels_tables, signed, verdict
+from earthprior.scoring import flat_scores
 
 SHOWN_REAL = 8
 
@@ -34,7 +36,8 @@ class Evaluated:
         numbers: See `evaluation.denoising.summary`.
         samples: Real and sampled crops.
         panels: Denoised chips.
-        probe: Its scores, or why there are none.
+        probing: Where features serve, and what probes say of them.
+        gallery: Features in pictures.
         history: The training's, one row per epoch; may be empty.
         identity: What the run is made of, as (name, value).
         imported: Whether the weights were trained elsewhere.
@@ -48,7 +51,8 @@ class Evaluated:
     numbers: dict[str, Any]
     samples: Samples
     panels: Sequence[figures.Panel]
-    probe: ProbeResult
+    probing: Probing
+    gallery: Gallery
     history: pd.DataFrame
     identity: Sequence[tuple[str, str]]
     imported: bool = False
@@ -56,8 +60,11 @@ class Evaluated:
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json; without a probe, or with an empty score, the entry is absent."""
         found: dict[str, Any] = {**self.numbers, "judged_chips": self.judged}
-        if self.probe.scores:
-            found["probe"] = {name: dict(scores) for name, scores in self.probe.scores.items()}
+        if probes := self.probing.scores:
+            found["probe"] = {
+                probe: {name: flat_scores(scores) for name, scores in compared.items()}
+                for probe, compared in probes.items()
+            }
         return found
 
 
@@ -65,7 +72,8 @@ def draw_figures(evaluated: Evaluated, folder: Path) -> dict[str, Path]:
     """Draw every figure that there is data for.
 
     Returns:
-        Paths by name: gain, levels, denoising, samples, histograms, ndvi, spectra, history.
+        Paths by name: gain, levels, denoising, samples, histograms, ndvi, spectra, history, and those of
+        `probe_pages.probe_figures`.
     """
     bands, drawn = evaluated.params.data.bands, evaluated.samples
     real, valids, sampled = list(drawn.real), list(drawn.valid), list(drawn.sampled)
@@ -78,6 +86,7 @@ def draw_figures(evaluated: Evaluated, folder: Path) -> dict[str, Path]:
         "ndvi": figures.ndvi_figure(real, valids, sampled, bands),
         "spectra": figures.spectrum_figure(real, valids, sampled, bands),
         "history": None if evaluated.history.empty else figures.history_figure(evaluated.history),
+        **probe_pages.probe_figures(evaluated.probing, evaluated.gallery, bands),
     }
     paths = {name: folder / f"{name}.png" for name, figure in makers.items() if figure is not None}
     for name, path in paths.items():
@@ -113,7 +122,7 @@ def report(evaluated: Evaluated, paths: dict[str, Path]) -> Report:
         sections=[
             _denoising_section(evaluated, paths),
             _samples_section(evaluated, paths),
-            probe_section(evaluated.probe, REPRESENTATIONS, evaluated.usage, params.evaluate.probe_rho),
+            *probe_pages.sections(evaluated.probing, evaluated.usage, paths),
             *_history_section(paths),
         ],
         identity=evaluated.identity,
@@ -132,20 +141,16 @@ def _missing_levels(levels: pd.DataFrame) -> str:
 
 
 def _headline(evaluated: Evaluated) -> list[Number]:
-    numbers, scores = evaluated.numbers, evaluated.probe.scores
-    found = [
+    numbers = evaluated.numbers
+    return [
         Number("Denoising gain", f"{signed(numbers['gain_db']['mean'])} dB", "over the linear filter, which is 0 dB"),
         *(
             Number(name, f"{numbers[key]['network']:{pattern}}", f"linear filter {numbers[key]['linear']:{pattern}}")
             for name, key, pattern in (("PSNR, dB", "psnr", ".2f"), ("SSIM", "ssim", ".4f"))
             if {"network", "linear"} <= set(numbers.get(key, {}))
         ),
+        *probe_pages.headline(evaluated.probing),
     ]
-    if scores:
-        kind = next(iter(scores["network"]))
-        note = f"untrained {scores['untrained'][kind]:.3f}, raw context {scores['context'][kind]:.3f}"
-        found.append(Number("Probe, average precision", f"{scores['network'][kind]:.3f}", note))
-    return found
 
 
 def _denoising_section(evaluated: Evaluated, paths: dict[str, Path]) -> Section:

@@ -1,154 +1,201 @@
-"""The probe on the labelled chips of a catalog: which chips, their labels, and the four representations compared."""
+"""The probes of an evaluation: features chosen on validation chips, then judged beside what needs no training.
+
+Of label rasters single pixels are probed, of labels of whole images pooled features. One representation at a time is in
+memory, and of a split at most MAX_VALUES numbers of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from earthprior import build
-from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
-from earthprior.chips.normalize import Affine, Normalizer
-from earthprior.chips.problems import ChipError
-from earthprior.chips.read import ChipSpec, chip_header, read_label
-from earthprior.chips.selection import Selection, chip_key, read_in_order
+from earthprior.evaluation import choosing, serving
+from earthprior.evaluation.image_labels import ImageSplits, answers, read_images
+from earthprior.evaluation.labelled import Labelled, LabelledSplits, Material, read_labelled
+from earthprior.evaluation.serving import Serving
 from earthprior.params import Params
-from earthprior.probe import Labels, ProbeResult, choose_classes, collect, judge
-from earthprior.randomness import seed_of
-from earthprior.representations import FrozenFeatures, Representation, raw_context, raw_pixels
+from earthprior.probe import Pixels, ProbeResult, collect, judge, unprobeable
+from earthprior.probe_models import IMAGE_PROBES, PIXEL_PROBES
+from earthprior.representations import (
+    ChipRepresentation,
+    FrozenFeatures,
+    PooledFeatures,
+    Representation,
+    image_statistics,
+    raw_context,
+    raw_pixels,
+)
+from earthprior.scoring import Score, image_scores
 from earthprior.tasks.diffusion import DiffusionTask
 
 MAX_PIXELS = 100_000
 """Per split: more would sharpen no difference that matters, and the fit is in memory."""
 
 MAX_VALUES = 48_000_000
-"""Per split and representation: wide networks get fewer pixels (200 MB as float32)."""
+"""Per split: wide networks get fewer pixels (200 MB as float32)."""
 
-CHIPS_AT_ONCE, CROPS_AT_ONCE = 4, 16
+CROPS_AT_ONCE, CHIP_CROPS = 16, 16
 
 REPRESENTATIONS = {
     "network": "frozen features of the trained network",
     "untrained": "the same network, untrained",
     "context": "pixels with local means and deviations (5, 11, 21 px)",
     "pixels": "pixels alone",
+    "statistics": "means, deviations and percentiles of the bands",
 }
-"""What the probe compares, in the report's order."""
+"""What the probes compare, in the report's order: the last one of whole images, the two before it of pixels."""
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """Chips of one split with their labels, both in the same order."""
-
-    rows: list[ChipRow]
-    labels: list[Labels]
-    empty: int
-
-
-def probe(
-    params: Params,
-    task: DiffusionTask,
-    selection: Selection,
-    judged: Sequence[ChipRow],
-    normalizer: Normalizer,
-    device: torch.device,
-    names: Collection[str] = tuple(REPRESENTATIONS),
-) -> ProbeResult:
-    """Compare the representations on `evaluate.label_column`, or say why not.
+class Probing:
+    """What the probes of an evaluation found.
 
     Args:
-        params: The whole of params.yaml.
-        task: The trained task, in evaluation mode, on the device.
-        selection: The run's chips; the probe is fitted on the training ones.
-        judged: The rows that are judged on.
-        normalizer: Of the run.
-        device: Where features are computed.
-        names: Of the representations to compare; "network" among them.
+        serving: Where features are taken.
+        tried: The candidates with their scores on validation chips; empty where nothing could choose.
+        pixels: Of label rasters.
+        images: Of labels of whole images; its kind is among the facts.
     """
-    column = params.evaluate.label_column
-    cells = [row.values.get(column) for row in [*selection.train, *judged]]
-    if all(cell is None for cell in cells):
-        return ProbeResult(reason=f"the catalog has no column {column!r} (evaluate.label_column)")
-    filled = [cell for cell in cells if cell]
-    if not filled:
-        return ProbeResult(reason=f"every cell of the catalog's column {column!r} is empty")
-    if not any(cell.lower().endswith((".tif", ".tiff")) for cell in filled):
-        return ProbeResult(
-            reason=f"column {column!r} holds values such as {filled[0][:40]!r}, not paths of label rasters (.tif), and "
-            "labels of whole images are not probed"
-        )
-    limit = _chip_limit(params, task, device)
-    try:
-        fit, other = (_labelled(params, selection, rows, limit) for rows in (selection.train, judged))
-    except ChipError as error:
-        # One bad label must not cost the evaluation of a training that took days.
-        return ProbeResult(reason=f"a label raster cannot be used: {error}")
-    classes, reason = choose_classes(fit.labels, _declared_nodata(selection, fit.rows, column))
-    if reason:
-        return ProbeResult(reason=f"{reason} (column {column!r})")
-    representations = {name: found for name, found in _representations(params, task, device).items() if name in names}
 
-    def pixels(chips: _Labelled) -> Any:
-        batches = _batches(params, selection, chips, normalizer, device)
-        return collect(batches, representations, classes, params.evaluate.probe_pixels)
+    serving: Serving
+    tried: Sequence[Serving]
+    pixels: ProbeResult
+    images: ProbeResult
 
-    return judge(pixels(fit), pixels(other), {"chips_without_label": fit.empty + other.empty})
+    @property
+    def scores(self) -> dict[str, Mapping[str, Mapping[str, Score]]]:
+        """By probe (those of images begin with image_), representation and name."""
+        return {**self.pixels.scores, **{f"image_{name}": found for name, found in self.images.scores.items()}}
 
 
-def _representations(params: Params, task: DiffusionTask, device: torch.device) -> dict[str, Representation]:
-    """By the names of REPRESENTATIONS; the untrained network is the trained one's start, so only training differs."""
-    untrained = build.task(params, task.linear).to(device).eval()
+def untrained(params: Params, task: DiffusionTask) -> DiffusionTask:
+    """The trained network's start, so that only the training differs."""
+    return build.task(params, task.linear).to(task.linear.mean.device).eval()
 
-    def frozen(source: DiffusionTask) -> Representation:
-        def features(batch: Batch) -> list[torch.Tensor]:
-            return source.features(batch, params.evaluate.probe_rho)
 
-        return FrozenFeatures(features, params.data.train_px, CROPS_AT_ONCE)
+def probe(material: Material, tasks: Mapping[str, DiffusionTask], judged: Sequence[ChipRow]) -> Probing:
+    """Choose where features are taken, and compare the representations there.
 
-    found: dict[str, Representation] = {
-        "network": frozen(task),
-        "untrained": frozen(untrained),
-        "context": raw_context,
-        "pixels": raw_pixels,
+    Args:
+        material: What chips are read with; probes are fitted on the training chips.
+        tasks: "network" and "untrained", in evaluation mode, on the device.
+        judged: The rows that are judged.
+    """
+    params, task = material.params, tasks["network"]
+    widths = serving.widths(params, task, material.device)
+    labelled = read_labelled(material, judged, _chip_limit(params, widths))
+    images = read_images(material, judged)
+    tried: list[Serving] = []
+    by = ""
+    if isinstance(labelled, LabelledSplits):
+        by = "a linear probe's average precision on pixels of validation chips"
+        tried = choosing.try_pixels(material, task, labelled, widths)
+    if not tried and isinstance(images, ImageSplits):
+        by = f"a {next(iter(IMAGE_PROBES[images.kind]))} probe of whole validation chips"
+        tried = choosing.try_images(material, task, images, widths)
+    where = serving.chosen(tried, by) or serving.default(params, task, len(widths))
+    return Probing(
+        where,
+        tried,
+        ProbeResult(reason=labelled) if isinstance(labelled, str) else _of_pixels(material, tasks, labelled, where),
+        ProbeResult(reason=images) if isinstance(images, str) else _of_images(material, tasks, images, where),
+    )
+
+
+def linear_scores(material: Material, task: DiffusionTask, judged: Sequence[ChipRow]) -> dict[str, float] | str:
+    """The linear probe on all levels of the decoder at `evaluate.probe_rho`, or why there is none.
+
+    Where runs are compared, as in a search, nothing is chosen on the chips that judge.
+    """
+    widths = serving.widths(material.params, task, material.device)
+    labelled = read_labelled(material, judged, _chip_limit(material.params, widths))
+    if isinstance(labelled, str):
+        return labelled
+    where = serving.default(material.params, task, len(widths))
+    represent = FrozenFeatures(where.features(task), material.params.data.train_px, CROPS_AT_ONCE)
+    fit, asked = (_pixels(material, chips, represent, labelled.classes) for chips in (labelled.fit, labelled.judged))
+    if reason := unprobeable(fit.classes, asked.classes):
+        return reason
+    return judge(PIXEL_PROBES["linear"], fit, asked, labelled.classes)[0].values()
+
+
+def _chip_limit(params: Params, widths: Sequence[int]) -> int:
+    """How many chips a split may have, by the width of the network's features."""
+    return max(1, min(MAX_PIXELS, MAX_VALUES // sum(widths)) // params.evaluate.probe_pixels)
+
+
+def _pixels(material: Material, chips: Labelled, represent: Representation, classes: Sequence[int]) -> Pixels:
+    return collect(chips.batches(material), represent, classes, material.params.evaluate.probe_pixels)
+
+
+def _of_pixels(
+    material: Material, tasks: Mapping[str, DiffusionTask], splits: LabelledSplits, where: Serving
+) -> ProbeResult:
+    """Every probe on every representation of single pixels."""
+    px = material.params.data.train_px
+    representations: dict[str, Representation] = {
+        name: FrozenFeatures(where.features(task), px, CROPS_AT_ONCE) for name, task in tasks.items()
     }
-    return {name: found[name] for name in REPRESENTATIONS}
+    representations |= {"context": raw_context, "pixels": raw_pixels}
+    facts: dict[str, Any] = {"chips_without_label": splits.fit.empty + splits.judged.empty}
+    scores: dict[str, dict[str, dict[str, Score]]] = {name: {} for name in PIXEL_PROBES}
+    unconverged = []
+    for name, represent in representations.items():
+        fit = _pixels(material, splits.fit, represent, splits.classes)
+        judged = _pixels(material, splits.judged, represent, splits.classes)
+        facts |= _facts(fit, judged)
+        if reason := unprobeable(fit.classes, judged.classes):
+            return ProbeResult(reason=reason, facts=facts)
+        for kind, probe_of in PIXEL_PROBES.items():
+            found, converged = judge(probe_of, fit, judged, splits.classes)
+            scores[kind][name] = found.scores()
+            unconverged += [] if converged else [f"{kind}, {REPRESENTATIONS[name]}"]
+    return ProbeResult(None, scores, facts, tuple(unconverged))
 
 
-@torch.no_grad()
-def _chip_limit(params: Params, task: DiffusionTask, device: torch.device) -> int:
-    """How many chips a split may have, by the width of the network's features, which one blank crop tells."""
-    size, bands = params.data.train_px, len(params.data.bands)
-    blank = torch.zeros(1, bands, size, size, device=device)
-    affine = Affine(torch.zeros(1, bands, 1, 1, device=device), torch.ones(1, bands, 1, 1, device=device))
-    pyramid = task.features(Batch(blank, blank[:, :1] == 0, affine), params.evaluate.probe_rho)
-    width = sum(level.shape[1] for level in pyramid)
-    return max(1, min(MAX_PIXELS, MAX_VALUES // width) // params.evaluate.probe_pixels)
+def _facts(fit: Pixels, judged: Pixels) -> dict[str, Any]:
+    known = np.unique(fit.classes)
+    share = {"positive_share": float(np.mean(judged.classes == known[1]))} if len(known) == 2 else {}
+    return {
+        "classes": len(known),
+        "fit_chips": len(fit.counts),
+        "fit_pixels": len(fit.classes),
+        "judged_chips": len(judged.counts),
+        "judged_pixels": len(judged.classes),
+        **share,
+    }
 
 
-def _labelled(params: Params, selection: Selection, rows: Sequence[ChipRow], limit: int) -> _Labelled:
-    """Up to `limit` chips with a label, in an order that depends on the chips' paths alone."""
-    column = params.evaluate.label_column
-    with_cell = [row for row in rows if row.values[column]]
-    chosen = sorted(with_cell, key=lambda row: seed_of("probe chips", chip_key(row)))[:limit]
-    spec = ChipSpec.from_params(params.data)
-    found = [(row, read_label(selection.folder, row, column, spec)) for row in chosen]
-    pairs = [(row, label) for row, label in found if label is not None]
-    return _Labelled([row for row, _ in pairs], [label for _, label in pairs], len(rows) - len(with_cell))
-
-
-def _declared_nodata(selection: Selection, rows: Sequence[ChipRow], column: str) -> float | None:
-    """What the first label file declares as nodata; the files of one column are made alike."""
-    for row in rows[:1]:
-        name = row.values[column]
-        return chip_header(selection.folder, name, row.line)[0].nodata[0]
-    return None
-
-
-def _batches(
-    params: Params, selection: Selection, chips: _Labelled, normalizer: Normalizer, device: torch.device
-) -> Iterator[tuple[Batch, list[str], list[Labels]]]:
-    labels = {row.line: label for row, label in zip(chips.rows, chips.labels, strict=True)}
-    for batch, rows in read_in_order(params, selection.folder, chips.rows, normalizer, device, CHIPS_AT_ONCE):
-        yield batch, [chip_key(row) for row in rows], [labels[row.line] for row in rows]
+def _of_images(
+    material: Material, tasks: Mapping[str, DiffusionTask], splits: ImageSplits, where: Serving
+) -> ProbeResult:
+    """Every probe on every representation of whole images."""
+    px = material.params.data.train_px
+    representations: dict[str, ChipRepresentation] = {
+        name: PooledFeatures(where.features(task), px, CROPS_AT_ONCE, CHIP_CROPS) for name, task in tasks.items()
+    }
+    representations["statistics"] = image_statistics
+    fit, judged = splits.fit, splits.judged
+    facts: dict[str, Any] = {
+        "kind": splits.kind,
+        "classes": len(splits.classes),
+        "fit_chips": len(fit.rows),
+        "judged_chips": len(judged.rows),
+        "chips_without_label": fit.left_out + judged.left_out,
+    }
+    if len(np.unique(fit.truths)) < 2 or not len(judged.rows):
+        return ProbeResult(reason="the training chips' labels do not differ, or no judged chip has one", facts=facts)
+    scores: dict[str, dict[str, dict[str, Score]]] = {name: {} for name in IMAGE_PROBES[splits.kind]}
+    unconverged = []
+    for name, represent in representations.items():
+        values, asked = (chips.represented(material, represent) for chips in (fit, judged))
+        for kind, probe_of in IMAGE_PROBES[splits.kind].items():
+            answer, converged = answers(probe_of, splits, fit.truths, values, asked)
+            scores[kind][name] = image_scores(splits.kind, judged.truths, answer)
+            unconverged += [] if converged else [f"{kind}, {REPRESENTATIONS[name]}"]
+    return ProbeResult(None, scores, facts, tuple(unconverged))

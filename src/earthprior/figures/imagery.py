@@ -119,7 +119,7 @@ def chips_figure(
                     continue
                 show(axes, stretch.rgba(chips[place], valids[place], view))
                 if row == 0:
-                    axes.set_title(plain(_short(titles[place])), fontsize=6.5, color=QUIET, weight="normal", pad=2)
+                    axes.set_title(plain(short_title(titles[place])), fontsize=6.5, color=QUIET, weight="normal", pad=2)
         row_labels(grid, [title for _ in range(groups) for title in shown])
         caption(figure, _caption(shown, any(not np.all(valid) for valid in valids)))
     return figure
@@ -162,7 +162,7 @@ def sample_figure(
     return figure
 
 
-def _short(title: str, width: int = 24) -> str:
+def short_title(title: str, width: int = 24) -> str:
     """The file's name without folder and extension, and of a long one the end: names differ there."""
     title = title.rsplit("/", 1)[-1].removesuffix(".tif")
     return title if len(title) <= width else f"...{title[3 - width :]}"

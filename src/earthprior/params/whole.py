@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from earthprior.params import search
@@ -61,6 +61,8 @@ class EvaluateParams(Section):
     sampling_seed: Int
     clip_sample: Bool
     label_column: str
+    image_label_column: str | None
+    probe_rhos: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=32)]
     probe_rho: PositiveFloat
     probe_pixels: PositiveInt
 

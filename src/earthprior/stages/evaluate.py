@@ -1,6 +1,6 @@
 """The stage `evaluate`: what the pretrained network is worth, in numbers, pictures and one report.
 
-Writes results/evaluate/: metrics.json, levels.csv, figures/*.png and report.html, all at the end and complete. Judged
+Writes results/evaluate/: metrics.json, levels.csv, serving.json, figures/*.png and report.html, all at the end. Judged
 are the catalog's test chips where it has any, else the validation chips.
 """
 
@@ -32,7 +32,8 @@ from earthprior.chips.selection import (
     spread,
 )
 from earthprior.errors import EarthPriorError
-from earthprior.evaluation import denoising, pages, probing, provenance, samples
+from earthprior.evaluation import denoising, gallery, pages, probing, provenance, samples
+from earthprior.evaluation.labelled import Material
 from earthprior.files import write_atomic, write_csv, write_json
 from earthprior.handover import flat
 from earthprior.metrics import data_ranges
@@ -84,7 +85,7 @@ def run(params: Params, root: Path) -> None:
     device = build.device(params)
     with memory.told_in_evaluation(params, device):
         evaluated = _evaluated(params, root, stats, task, device, config)
-    _write(evaluated, root)
+    _write(evaluated, root, fingerprint)
     _track(evaluated, root, fingerprint, pretrained)
 
 
@@ -110,7 +111,9 @@ def _evaluated(
     table = _denoise(params, task, selection, judged, normalizer, device, stats)
     levels = denoising.levels_table(table, task.schedule, params.data.bands)
     _say(f"probing features for labels in column {params.evaluate.label_column}, if there are any")
-    result = probing.probe(params, task, selection, judged.rows, normalizer, device)
+    material = Material(params, selection, normalizer, device)
+    tasks = {"network": task, "untrained": probing.untrained(params, task)}
+    found = probing.probe(material, tasks, judged.rows)
     _say(f"sampling {params.evaluate.samples} chips, and drawing the report")
     return pages.Evaluated(
         params=params,
@@ -129,7 +132,8 @@ def _evaluated(
         panels=denoising.panels(
             task, *middle_crops(params, selection.folder, judged.rows, PANEL_CHIPS, normalizer, device)
         ),
-        probe=result,
+        probing=found,
+        gallery=gallery.gallery(material, tasks, found.serving),
         history=handover.read_history(pretrained / "history.csv"),
         identity=provenance.rows(root, params, stats, str(config["fingerprint"]), pretrained),
         imported=bool(config.get("imported")),
@@ -197,16 +201,17 @@ def _denoise(
     return denoising.judge(task, crops(), params.data.bands, data_ranges(stats))
 
 
-def _write(evaluated: pages.Evaluated, root: Path) -> None:
+def _write(evaluated: pages.Evaluated, root: Path, fingerprint: str) -> None:
     """All outs, built aside and moved to results/evaluate/ when complete."""
     building, results = root / "work/evaluate", root / "results/evaluate"
     shutil.rmtree(building, ignore_errors=True)
     pictures = pages.draw_figures(evaluated, building / "figures")
     write_csv(building / "levels.csv", evaluated.levels)
     write_json(building / "metrics.json", evaluated.metrics())
+    write_json(building / "serving.json", evaluated.probing.serving.to_json(fingerprint))
     write_atomic(building / "report.html", render(pages.report(evaluated, pictures)))
     results.mkdir(parents=True, exist_ok=True)
-    for name in ("figures", "levels.csv", "metrics.json", "report.html"):
+    for name in ("figures", "levels.csv", "metrics.json", "report.html", "serving.json"):
         target = results / name
         if target.is_dir():
             shutil.rmtree(target)
@@ -240,5 +245,6 @@ def _track(evaluated: pages.Evaluated, root: Path, fingerprint: str, pretrained:
         for name in ("metrics.json", "levels.csv", "report.html"):
             tracker.log_artifact(results / name, "evaluate")
         tracker.log_artifact(results / "figures", "evaluate")
+        tracker.log_artifact(results / "serving.json", "weights")
         if (root / "dvc.lock").is_file():
             tracker.log_artifact(root / "dvc.lock")

@@ -95,7 +95,7 @@ class DiffusionTask(Task):
             return skip + scale * output
         return self._objective.x0_hat(output, xt, self.schedule.at("alpha", t), self.schedule.at("sigma", t))
 
-    def features(self, batch: Batch, rho: float) -> list[Tensor]:
+    def features(self, batch: Batch, rho: float, side: str = "decoder") -> list[Tensor]:
         """A pyramid of features (B, D, H / 2^i, W / 2^i), finest first; the network is told that noise is at ratio rho.
 
         No noise is mixed in: xt = alpha x0. So features are a function of the chip alone, wherever it is cut; on the
@@ -104,7 +104,7 @@ class DiffusionTask(Task):
         t = torch.full((len(batch),), nearest_timestep(self.schedule, rho, float(self.linear.std)))
         t = t.to(batch.x0.device)
         inputs, _, _ = self._inputs(self.schedule.at("alpha", t) * batch.x0, t)
-        pyramid: list[Tensor] = self.network.features(inputs, t)  # type: ignore[operator]
+        pyramid: list[Tensor] = self.network.features(inputs, t, side=side)  # type: ignore[operator]
         return pyramid
 
     def _compared(self, xt: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,9 @@ def _heads(runs: Sequence[Compared]) -> list[str]:
 
 def _numbers_section(runs: Sequence[Compared]) -> Section:
     common = comparison.common_levels(runs)
-    kind = next((kind for kind in SCORE_NAMES if any(f"probe/network/{kind}" in run.run.metrics for run in runs)), "")
+    kind = next(
+        (kind for kind in SCORE_NAMES if any(f"probe/linear/network/{kind}" in run.run.metrics for run in runs)), ""
+    )
 
     def metric(key: str, pattern: str) -> list[str]:
         return [number(run.run.metrics.get(key), pattern) for run in runs]
@@ -181,9 +183,9 @@ def _numbers_section(runs: Sequence[Compared]) -> Section:
     if kind:
         name = SCORE_NAMES[kind]
         rows += [
-            [f"probe, {name}", *metric(f"probe/network/{kind}", ".4f")],
-            ["the same, untrained network", *metric(f"probe/untrained/{kind}", ".4f")],
-            ["the same, raw pixels with local context", *metric(f"probe/context/{kind}", ".4f")],
+            [f"linear probe, {name}", *metric(f"probe/linear/network/{kind}", ".4f")],
+            ["the same, untrained network", *metric(f"probe/linear/untrained/{kind}", ".4f")],
+            ["the same, raw pixels with local context", *metric(f"probe/linear/context/{kind}", ".4f")],
         ]
     text = "A dash stands where a run has no such number; without an evaluation there is no PSNR, SSIM or probe."
     return Section("Numbers", [text], tables=[Table(["", *_heads(runs)], _known(rows))])

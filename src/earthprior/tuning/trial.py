@@ -19,6 +19,7 @@ from earthprior import build, identity, naming, outbox
 from earthprior.chips.selection import JUDGED_CHIPS, spread
 from earthprior.errors import CodeChangedError, ParamsError, Pruned
 from earthprior.evaluation import probing
+from earthprior.evaluation.labelled import Material
 from earthprior.files import write_atomic
 from earthprior.journal import Journal
 from earthprior.params import Params, TuneParams, active, load
@@ -195,11 +196,9 @@ class _Attempt:
     def _probe(self, trained: Trained) -> float:
         """The probe's first score on validation chips, never on the test chips, which a search must not see."""
         rows = spread(trained.selection.validate, JUDGED_CHIPS)
-        result = probing.probe(
-            self.params, trained.task, trained.selection, rows, trained.normalizer, trained.device, ("network",)
-        )
-        if not result.scores:
-            raise ParamsError(f"tune.metric {self.context.tune.metric} needs a probe: {result.reason}")
-        scores = result.scores["network"]
-        trained.tracker.log({f"evaluate/probe/network/{kind}": value for kind, value in scores.items()}, 0)
+        material = Material(self.params, trained.selection, trained.normalizer, trained.device)
+        scores = probing.linear_scores(material, trained.task, rows)
+        if isinstance(scores, str):
+            raise ParamsError(f"tune.metric {self.context.tune.metric} needs a probe: {scores}")
+        trained.tracker.log({f"evaluate/probe/linear/network/{kind}": value for kind, value in scores.items()}, 0)
         return float(next(iter(scores.values())))

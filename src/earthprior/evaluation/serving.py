@@ -1,0 +1,112 @@
+"""Where frozen features are taken: at which noise level, from which side of the network and which levels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from earthprior.chips.batch import Batch
+from earthprior.chips.normalize import Affine
+from earthprior.diffusion.gain import nearest_timestep
+from earthprior.networks.sides import SIDES
+from earthprior.params import Params
+from earthprior.tasks.diffusion import DiffusionTask
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where features are taken.
+
+    Args:
+        rho: Noise-to-signal ratio.
+        t: The timestep nearest to it.
+        side: decoder or encoder.
+        levels: Of the pyramid, finest first.
+        chosen_by: What made the choice, a phrase.
+        score: The validation chips' score, if any.
+    """
+
+    rho: float
+    t: int
+    side: str
+    levels: tuple[int, ...]
+    chosen_by: str
+    score: float | None = None
+
+    def features(self, task: DiffusionTask) -> Callable[[Batch], list[Tensor]]:
+        """batch -> the levels' features of a network."""
+
+        def found(batch: Batch) -> list[Tensor]:
+            pyramid = task.features(batch, self.rho, self.side)
+            return [pyramid[level] for level in self.levels]
+
+        return found
+
+    @property
+    def words(self) -> str:
+        """For a text: rho 0.1, decoder, all levels."""
+        return f"rho {self.rho:g}, {self.block}"
+
+    @property
+    def block(self) -> str:
+        """For a row of a figure: decoder level 0; decoder levels 0 to 2."""
+        if len(self.levels) == 1:
+            return f"{self.side} level {self.levels[0]}"
+        return f"{self.side} levels {self.levels[0]} to {self.levels[-1]}"
+
+    def to_json(self, fingerprint: str) -> dict[str, Any]:
+        """The content of serving.json.
+
+        Args:
+            fingerprint: Of the training, so that nobody takes the choice for other weights.
+        """
+        return {"fingerprint": fingerprint, **dataclasses.asdict(self), "levels": list(self.levels)}
+
+
+@torch.no_grad()
+def widths(params: Params, task: DiffusionTask, device: torch.device) -> list[int]:
+    """Channels per level, finest first, which one blank crop tells."""
+    size, bands = params.data.train_px, len(params.data.bands)
+    blank = torch.zeros(1, bands, size, size, device=device)
+    affine = Affine(torch.zeros(1, bands, 1, 1, device=device), torch.ones(1, bands, 1, 1, device=device))
+    pyramid = task.features(Batch(blank, blank[:, :1] == 0, affine), params.evaluate.probe_rho)
+    return [level.shape[1] for level in pyramid]
+
+
+def default(params: Params, task: DiffusionTask, levels: int, why: str = "evaluate.probe_rho") -> Serving:
+    """All levels of the decoder at `evaluate.probe_rho`: where nothing chooses."""
+    rho = params.evaluate.probe_rho
+    return Serving(rho, _timestep(task, rho), "decoder", tuple(range(levels)), why)
+
+
+def chosen(tried: Sequence[Serving], by: str) -> Serving | None:
+    """The one with the best score, the first of equals; None where no score is a number."""
+    scored = [one for one in tried if one.score is not None and np.isfinite(one.score)]
+    return replace(max(scored, key=lambda one: one.score or 0.0), chosen_by=by) if scored else None
+
+
+def candidates(params: Params, task: DiffusionTask, levels: int) -> Iterator[list[Serving]]:
+    """For each noise level of `evaluate.probe_rhos` and each side: each level on its own, and all of them.
+
+    The bottom level is the same on both sides. Noise levels that share a timestep are one.
+    """
+    seen = set()
+    for rho in params.evaluate.probe_rhos:
+        t = _timestep(task, rho)
+        if t in seen:
+            continue
+        seen.add(t)
+        for side in SIDES:
+            alone = range(levels if side == "decoder" else levels - 1)
+            blocks = [(level,) for level in alone] + ([tuple(range(levels))] if levels > 1 else [])
+            yield [Serving(rho, t, side, block, "") for block in blocks]
+
+
+def _timestep(task: DiffusionTask, rho: float) -> int:
+    return nearest_timestep(task.schedule, rho, float(task.linear.std))
