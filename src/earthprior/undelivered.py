@@ -14,7 +14,7 @@ from earthprior.tracking_store import Store, reason
 
 logger = logging.getLogger(__name__)
 
-PLACES = (f"{UNDELIVERED}/*", "work/pretrain/*", "work/tune/*/*/state")
+PLACES = (f"{UNDELIVERED}/*", "work/pretrain/*", "work/finetune/*", "work/tune/*/*/state")
 """Of outboxes, under the main checkout. All but the first are trainings that are under way, or were left."""
 
 

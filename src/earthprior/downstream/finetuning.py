@@ -22,7 +22,7 @@ from earthprior.chips.problems import chip_error
 from earthprior.chips.selection import JUDGED_CHIPS, chip_key, spread
 from earthprior.downstream import labels as labels_module
 from earthprior.downstream.budget import choose
-from earthprior.downstream.fitting import BackboneNormalizer, Setup, finetuned, make_trainer, read, untrained
+from earthprior.downstream.fitting import BackboneNormalizer, Setup, finetuned, make_trainer, reader, untrained
 from earthprior.downstream.labels import RASTERS, labelled
 from earthprior.downstream.saved import CONFIG, WEIGHTS, Finetuned
 from earthprior.errors import DataError, StorageError, mended_by
@@ -196,7 +196,7 @@ class Finetuning(Course):
     def trainer(self, rests_on: str | None) -> Trainer:
         """See `Course.trainer`."""
         setup, rows = self.work.setup, self.work.train
-        chips = TrainingChips(rows, lambda order: read(setup, rows, order), BackboneNormalizer(setup.backbone))
+        chips = TrainingChips(rows, reader(setup, rows), BackboneNormalizer(setup.backbone))
         return make_trainer(setup, chips, self.work.validate, self.place)
 
     def banner(self, trainer: Trainer) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ STANDARDIZING_CROPS = 256
 """That a head's features are standardized on, about; deviations are 2 % off on them, and no more."""
 
 CHIPS_AT_ONCE = 4
+KEPT_BYTES = 2_000_000_000
+"""More of chips than this is not kept in memory, but read again at each visit."""
+
 NEVER_SECONDS = 1e12
 
 
@@ -72,6 +75,15 @@ class BackboneNormalizer:
         """x0, and no way back: nobody here asks for it."""
         nothing = torch.zeros(len(raw), raw.shape[1], 1, 1, device=raw.device)
         return self._backbone.normalize(raw, valid), Affine(nothing, nothing + 1)
+
+
+def reader(setup: Setup, rows: Sequence[ChipRow]) -> Callable[[Iterable[Sequence[int]]], Generator[RawBatch]]:
+    """What reads chips for the loop: from memory where they are few."""
+    data = setup.params.data
+    # Two bytes a value, and the label's.
+    if len(rows) * data.read_px**2 * (2 * len(data.bands) + 3) <= KEPT_BYTES:
+        return KeptChips(setup, rows).read
+    return lambda order: read(setup, rows, order)
 
 
 class KeptChips:
@@ -130,14 +142,13 @@ def fit(setup: Setup, train_rows: Sequence[ChipRow], validate_rows: Sequence[Chi
         DeviceMemoryError: There is too little memory.
         DataError: A chip or label cannot be read.
     """
-    kept = KeptChips(setup, train_rows)
     params = setup.params
     params = params.model_copy(
         update={"operation": params.operation.model_copy(update={"checkpoint_every_seconds": NEVER_SECONDS})}
     )
     trainer = make_trainer(
         Setup(params, setup.backbone, setup.labels, setup.device),
-        TrainingChips(train_rows, kept.read, BackboneNormalizer(setup.backbone)),
+        TrainingChips(train_rows, reader(setup, train_rows), BackboneNormalizer(setup.backbone)),
         validate_rows,
         World(),
     )

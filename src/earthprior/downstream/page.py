@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from earthprior import figures
 from earthprior.chips.batch import LABEL, prepare
 from earthprior.chips.selection import spread
+from earthprior.downstream.baseline import context_scores
 from earthprior.downstream.finetuning import Done, Work
 from earthprior.downstream.fitting import BackboneNormalizer, read, whole_chips
 from earthprior.downstream.judging import HEADLINES, judge, map_of
@@ -39,6 +40,7 @@ class Found:
         history: One row an epoch.
         best_epoch: With the best headline on the validate chips.
         panels: Maps of some of the judged chips.
+        baseline: Scores of raw pixels with local context, from the same labels, on the same chips; of maps only.
     """
 
     work: Work
@@ -46,6 +48,7 @@ class Found:
     history: pd.DataFrame
     best_epoch: int
     panels: Sequence[MapPanel] = ()
+    baseline: Mapping[str, Score] = field(default_factory=dict)
 
     @property
     def headline(self) -> Headline:
@@ -56,6 +59,7 @@ class Found:
         """The content of metrics.json: scores with the ends of their intervals, and what they are of."""
         return {
             **flat_scores(self.scores),
+            **{f"raw_context/{name}": value for name, value in flat_scores(dict(self.baseline)).items()},
             "judged_chips": len(self.work.judged),
             "train_chips": len(self.work.train),
         }
@@ -64,14 +68,18 @@ class Found:
 def judged(work: Work, done: Done) -> Found:
     """Judge the network on whole chips of the test split, or of the validate split where there is no other."""
     scores = judge(done.model, whole_chips(work.setup, work.judged))
-    panels = _panels(work, done.model)
-    return Found(work, scores, pd.DataFrame(done.outcome.history), done.outcome.best_epoch, panels)
+    history, maps = pd.DataFrame(done.outcome.history), done.model.kind == "segmentation"
+    baseline = context_scores(work.setup, work.train, work.judged) if maps else {}
+    return Found(work, scores, history, done.outcome.best_epoch, _panels(work, done.model), baseline)
 
 
 def told(found: Found) -> list[str]:
     """The result in a few lines for a terminal."""
     scores = ", ".join(f"{NAMES.get(name, name)} {spelled(score)}" for name, score in found.scores.items())
-    return [f"{scores} (with 95 % intervals over {count(len(found.work.judged), f'{found.work.usage} chip')})"]
+    lines = [f"{scores} (with 95 % intervals over {count(len(found.work.judged), f'{found.work.usage} chip')})"]
+    if (name := found.headline.name) in found.baseline:
+        lines.append(f"raw pixels with local context: {NAMES[name]} {spelled(found.baseline[name])}")
+    return lines
 
 
 def spelled(score: Score) -> str:
@@ -121,7 +129,8 @@ def report(found: Found, pictures: dict[str, Path], identity: Sequence[tuple[str
         title=f"EarthPrior: {params.task} of {params.label_column}, {_start(params)}",
         subtitle=f"Learned from {count(len(work.train), 'labelled chip')} (of {work.available:,}), judged on "
         f"{count(len(work.judged), f'{work.usage} chip')}; bands {', '.join(params.data.bands)}.{chosen}{blank}",
-        verdict="" if first is None else f"{found.headline.noun[0].upper()}{found.headline.noun[1:]} {spelled(first)}.",
+        verdict="" if first is None else _verdict(found, first),
+        below=_below(found),
         numbers=[
             Number(NAMES.get(name, name), number(score.value, ".3f"), _interval(score))
             for name, score in found.scores.items()
@@ -136,6 +145,25 @@ def report(found: Found, pictures: dict[str, Path], identity: Sequence[tuple[str
             ),
         ],
         identity=identity,
+    )
+
+
+def _below(found: Found) -> bool:
+    """Whether labels alone, without a network, do better."""
+    name = found.headline.name
+    return name in found.baseline and found.scores[name].value < found.baseline[name].value
+
+
+def _verdict(found: Found, first: Score) -> str:
+    noun = found.headline.noun
+    text = f"{noun[0].upper()}{noun[1:]} {spelled(first)}"
+    if not found.baseline:
+        return f"{text}."
+    than = "less than" if _below(found) else "beside"
+    other = spelled(found.baseline[found.headline.name])
+    return (
+        f"{text}, {than} {other} of a linear classifier on raw pixels and their local means and deviations, which "
+        "learned from the same labels."
     )
 
 
@@ -174,7 +202,8 @@ def _learned(found: Found, classes: Sequence[Any]) -> str:
 
 def _table(found: Found) -> Table:
     rows = [
-        [NAMES.get(name, name), number(s.value, ".4f"), number(s.low, ".4f"), number(s.high, ".4f")]
-        for name, s in found.scores.items()
+        [NAMES.get(name, name), spelled(score), *([spelled(found.baseline[name])] if found.baseline else [])]
+        for name, score in found.scores.items()
     ]
-    return Table(["score", "value", "low", "high"], rows, f"On whole {found.work.usage} chips")
+    columns = ["score", "network", *(["raw pixels with local context"] if found.baseline else [])]
+    return Table(columns, rows, f"On whole {found.work.usage} chips, with 95 % intervals")
