@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def invoke(*arguments: str) -> Result:
 def root(tmp_path: Path, make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project's root with its params.yaml, as the working directory."""
     write_json(tmp_path / "params.yaml", make_params().model_dump(mode="json"))  # JSON is YAML
+    (tmp_path / "downstream").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "downstream/params.yaml", tmp_path / "downstream")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/earthprior"])
     for name in ("DVC_STAGE", "WORLD_SIZE"):
@@ -176,10 +179,12 @@ CALLS = {
     "stats": ("stages.stats.run", []),
     "pretrain": ("stages.pretrain.run", ["--accept-code"]),
     "evaluate": ("stages.evaluate.run", []),
+    "finetune": ("tools.finetune.run", []),
     "tune": ("tools.tune.run", ["--jobs", "2"]),
     "sync-tracking": ("tools.sync_tracking.run", []),
     "compare": ("tools.compare.run", ["a b", "c"]),
     "reproduce": ("tools.reproduce.run", ["lean-tofu"]),
+    "export": ("tools.export.run", ["--run", "lean-tofu", "--out", "my backbone"]),
     "check": ("tools.check.run", ["data", "--readers", "2"]),
     "catalog": ("tools.catalog.run", ["data"]),
     "synth": ("tools.synth.run", ["data", "-n", "6"]),

@@ -216,6 +216,11 @@ def test_the_verb_writes_a_folder_that_stands_alone(project, capsys):
     ):
         assert words in text
     assert "channels: [8, 16]" in text
+    # every heading, table and list begins after an empty line
+    lines = text.splitlines()
+    for before, line in itertools.pairwise(lines):
+        if line.startswith(("#", "|", "- ")) and before and not before.startswith(("|", "- ", "  ", "```")):
+            raise AssertionError(f"{line!r} comes right after {before!r}")
     # again: over itself, and nothing else
     export.run(project, str(folder), folder, None)
     with pytest.raises(EarthPriorError, match="holds other files than an earlier export's"):
@@ -226,4 +231,4 @@ def test_numbers_of_other_weights_are_not_passed_on(project):
     write_json(project / "results/evaluate/serving.json", {"fingerprint": "0" * 12, "t": 1, "rho": 0.1})
     export.run(project, None, project / "out", None)
     assert read_json(project / "out/config.json")["origin"].get("metrics") is None
-    assert "Not evaluated" in (project / "out/MODEL_CARD.md").read_text()
+    assert "No evaluation of these weights" in (project / "out/MODEL_CARD.md").read_text()

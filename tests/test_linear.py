@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from earthprior.diffusion.linear import LinearDenoiser, fit
+from earthprior.diffusion.linear import SIZES_KEPT, LinearDenoiser, fit
 from earthprior.diffusion.schedule import q_sample
 from earthprior.errors import DataError
 from support import gaussian_chips, linear_schedule, make_batch, radial_power, some_mixing, toy_linear
@@ -225,3 +225,31 @@ def test_without_a_whole_crop_the_message_says_what_to_do():
         with pytest.raises(DataError, match=r"no 8 px crop .*nodata") as caught:
             fit([make_batch(torch.zeros(3, 2, 8, 8), valid)], average_d4)
         assert "crop_px" in str(caught.value)
+
+
+def test_the_filter_of_another_size_denoises_nearly_as_well():
+    mixing, chips = some_mixing(3), 64
+    native = fit([make_batch(gaussian_chips(chips, mixing, 32, 32, 0.1))], average_d4=True)
+    assert native.sized(32, 32) is native
+    x0 = gaussian_chips(16, mixing, 64, 64, 0.1, seed=1)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
+    alpha, sigma = torch.full((16, 1, 1, 1), 0.9), torch.full((16, 1, 1, 1), 0.19**0.5)
+    xt = alpha * x0 + sigma * noise
+    wide = native.sized(64, 64)
+    assert native.sized(64, 64) is wide
+    middle = (..., slice(16, 48), slice(16, 48))
+    found = (wide.denoise(xt, alpha, sigma) - x0)[middle].square().mean()
+    own = fit([make_batch(gaussian_chips(chips, mixing, 64, 64, 0.1, seed=3))], average_d4=True)
+    best = (own.denoise(xt, alpha, sigma) - x0)[middle].square().mean()
+    assert found < 1.03 * best
+    assert found < 0.6 * (xt / alpha - x0)[middle].square().mean()
+    # odd sizes, and sides of their own
+    assert wide.sized(41, 27).denoise(xt[..., :41, :27], alpha, sigma).isfinite().all()
+
+
+def test_few_filters_of_other_sizes_are_remembered():
+    native = toy_linear()
+    for size in range(20, 30):
+        native.sized(size, size)
+    assert len(native._sized) == SIZES_KEPT
+    assert not [name for name in native.state_dict() if "sized" in name]

@@ -47,17 +47,14 @@ def render(backbone: Backbone, origin: Mapping[str, Any], graphs: Mapping[str, A
         widths=backbone.widths[side],
         graphs=graphs,
         facts=_facts(backbone, origin),
-        statistics=description["normalization"]["statistics"]["per_band"],
+        statistics={name: description["normalization"]["statistics"]["per_band"][name] for name in backbone.bands},
         normalization=_normalization(description["normalization"]),
         adapted=backbone.adapted,
         metrics=_metrics(origin.get("metrics", {})),
         serving={"t": backbone.t, "rho": backbone.rho, "side": side},
-        chosen="found on validation chips"
-        if "fingerprint" in description["serving"]
-        else "the setting of its training",
+        chosen="found on validation chips" if "fingerprint" in description["serving"] else "as params.yaml set it",
         precondition=backbone.precondition,
         crop_px=backbone.crop_px,
-        reach=2 * int(backbone.network.stride),
         params_text=_yaml({key: params[key] for key in (*PARTS, network["name"]) if key in params}),
     )
 
@@ -103,6 +100,7 @@ def _yaml(content: Mapping[str, Any]) -> str:
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
+    yaml.width = 1000
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = io.StringIO()
     yaml.dump(dict(content), text)

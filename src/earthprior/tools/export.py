@@ -88,12 +88,15 @@ def _check_folder(folder: Path) -> None:
 def _origin(root: Path, asked: str | None) -> dict[str, Any]:
     """What is known of where the weights come from, beside what they carry themselves; only what is known."""
     with tempfile.TemporaryDirectory() as scratch:
-        if asked is None:
-            kept = _facts(recorded.of_workspace(root, Path(scratch)))
-        elif "/" in asked or Path(asked).exists():
+        path = root if asked is None else Path(asked).resolve()
+        if path.parts[-2:] == ("results", "pretrain"):
+            path = path.parents[1]
+        if (path / "results/pretrain").is_dir():
+            kept = _facts(recorded.of_workspace(path, Path(scratch)))
+        elif path.exists() or "/" in str(asked):
             kept = {}
         else:
-            kept = _facts(recorded.find(root, asked, Path(scratch)))
+            kept = _facts(recorded.find(root, str(asked), Path(scratch)))
     return {"earthprior": earthprior.__version__, **{key: value for key, value in kept.items() if value}}
 
 
