@@ -31,7 +31,7 @@ ARTIFACTS = {
     "network.safetensors": "weights/network.safetensors",
     "linear.safetensors": "weights/linear.safetensors",
     "metrics.json": "evaluate/metrics.json",
-    "serving.json": "evaluate/serving.json",
+    "serving.json": "weights/serving.json",
 }
 NAMES_AT_MOST = 500
 

@@ -52,7 +52,7 @@ def render(backbone: Backbone, origin: Mapping[str, Any], graphs: Mapping[str, A
         adapted=backbone.adapted,
         metrics=_metrics(origin.get("metrics", {})),
         serving={"t": backbone.t, "rho": backbone.rho, "side": side},
-        chosen="found on validation chips" if "fingerprint" in description["serving"] else "as params.yaml set it",
+        chosen=f"chosen by {description['serving'].get('chosen_by', 'evaluate.probe_rho')}",
         precondition=backbone.precondition,
         crop_px=backbone.crop_px,
         params_text=_yaml({key: params[key] for key in (*PARTS, network["name"]) if key in params}),
