@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 from earthprior import probe, probe_models
@@ -186,6 +187,19 @@ def test_probes_reward_the_representation_that_knows(name: str, classes: int) ->
     for score in ("average_precision", *(("accuracy", "mean_iou") if classes == 3 else ("f1",))):
         assert found["pixels"][score] > found["noise"][score] + 0.1, score
     assert found["pixels"]["average_precision"] > 0.75
+
+
+def test_a_small_network_learns_what_a_line_cannot_also_of_a_rare_class() -> None:
+    generator = np.random.default_rng(1)
+    values = generator.normal(size=(6000, 4)).astype(np.float32)
+    truths = ((values[:, 0] * values[:, 1] + 0.3 * generator.normal(size=6000)) > 1.5).astype(np.int64)
+    assert 0.02 < truths.mean() < 0.08
+    found = {
+        name: average_precision_score(truths[4000:], model(values[:4000], truths[:4000], values[4000:])[0][:, 1])
+        for name, model in PIXEL_PROBES.items()
+    }
+    assert found["mlp"] > 0.6
+    assert found["linear"] < 0.3
 
 
 def test_quick_probes_rank_as_the_whole_ones_do() -> None:
