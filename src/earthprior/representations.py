@@ -34,12 +34,25 @@ def raw_pixels(batch: Batch, points: Sequence[Tensor]) -> list[Tensor]:
 
 
 def raw_context(batch: Batch, points: Sequence[Tensor]) -> list[Tensor]:
-    """The pixel and, per band, mean and standard deviation of the valid pixels in 5, 11 and 21 px windows: 7 C values.
+    """`context_maps` at single pixels.
 
     This is what one gets for free, without any pretraining, and so the bar for frozen features.
     """
-    physical = denormalize(batch.x0, batch.affine)
-    weight = batch.valid.to(physical.dtype)
+    maps = context_maps(denormalize(batch.x0, batch.affine), batch.valid).cpu()
+    return [chip[:, at[:, 0], at[:, 1]].T.contiguous() for chip, at in zip(maps, points, strict=True)]
+
+
+def context_maps(physical: Tensor, valid: Tensor) -> Tensor:
+    """The pixel and, per band, mean and standard deviation of the valid pixels in 5, 11 and 21 px windows.
+
+    Args:
+        physical: (B, C, H, W) float, 0 where invalid.
+        valid: (B, 1, H, W) bool.
+
+    Returns:
+        (B, 7 C, H, W).
+    """
+    weight = valid.to(physical.dtype)
     count = weight.sum((2, 3), keepdim=True).clamp(min=1)
     centre = (physical * weight).sum((2, 3), keepdim=True) / count
     # Centred first: E[x^2] - E[x]^2 of reflectances near 10,000 would leave no digits.
@@ -50,8 +63,7 @@ def raw_context(batch: Batch, points: Sequence[Tensor]) -> list[Tensor]:
         mean = _box(centred, window) / share
         variance = (_box(centred**2, window) / share - mean**2).clamp(min=0)
         maps += [mean + centre, variance.sqrt()]
-    stacked = torch.cat(maps, dim=1).cpu()
-    return [chip[:, at[:, 0], at[:, 1]].T.contiguous() for chip, at in zip(stacked, points, strict=True)]
+    return torch.cat(maps, dim=1)
 
 
 def _box(x: Tensor, window: int) -> Tensor:
