@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from earthprior.params.bench import BenchParams
 from earthprior.params.chips import AugmentationParams, FileParams
 from earthprior.params.kinds import (
     BatchSize,
@@ -71,6 +72,7 @@ class DownstreamParams(Section):
     sgd: SGDParams
     cosine: CosineParams
     operation: OperationParams
+    bench: BenchParams | None = None
 
     @property
     def steps(self) -> int:
@@ -101,6 +103,8 @@ class DownstreamParams(Section):
             )
         if self.lr_schedule == "cosine" and self.cosine.eta_min > self.lr:
             faults.append(f"cosine.eta_min {self.cosine.eta_min:g} is above lr {self.lr:g}; lower it")
+        if self.bench is not None and self.bench.steps % self.epochs:
+            faults.append(f"bench.steps {self.bench.steps} cannot be divided into {self.epochs} epochs; use a multiple")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -118,7 +122,7 @@ class DownstreamParams(Section):
         without |= set() if self.head == "nonlinear" else {"head_channels"}
         without |= set() if self.train == "last" else {"last_levels"}
         without |= {"lr_decay"} if self.train == "head" else set()
-        tree = self.model_dump(mode="json", exclude={"operation"} | sections | without)
+        tree = self.model_dump(mode="json", exclude={"operation", "bench"} | sections | without)
         found: dict[str, Any] = {}
         for key, value in tree.items():
             inner = value if isinstance(value, Mapping) else None
