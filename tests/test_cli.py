@@ -23,8 +23,8 @@ from earthprior.files import write_json
 from earthprior.params import Params, load
 
 VERBS = [
-    "stats", "pretrain", "evaluate", "finetune", "tune", "sync-tracking", "compare", "reproduce", "export", "check",
-    "catalog", "synth", "augmentations", "preset", "import-config", "import-weights",
+    "stats", "pretrain", "evaluate", "finetune", "tune", "bench", "sync-tracking", "compare", "reproduce", "export",
+    "check", "catalog", "synth", "augmentations", "preset", "import-config", "import-weights",
 ]  # fmt: skip
 
 
@@ -181,6 +181,7 @@ CALLS = {
     "evaluate": ("stages.evaluate.run", []),
     "finetune": ("tools.finetune.run", []),
     "tune": ("tools.tune.run", ["--jobs", "2"]),
+    "bench": ("tools.bench.run", ["--jobs", "2"]),
     "sync-tracking": ("tools.sync_tracking.run", []),
     "compare": ("tools.compare.run", ["a b", "c"]),
     "reproduce": ("tools.reproduce.run", ["lean-tofu"]),

@@ -182,6 +182,22 @@ def tune(trials: int | None, jobs: int, record: bool, apply: bool, trial: int | 
         tool.run(_params(Path.cwd()), Path.cwd(), trials, jobs, record)
 
 
+@main.command()
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, sharing GPUs, threads.")
+def bench(jobs: int) -> None:
+    """Measure how few labels are enough, with and without pretraining.
+
+    What is compared is in the section bench of downstream/params.yaml. Killed and started again, it does what is left.
+    The table and the report are in work/bench/.
+
+    Example: earthprior bench --jobs 2
+    """
+    from earthprior.params import load_downstream
+    from earthprior.tools import bench as tool
+
+    tool.run(load_downstream(_root() / "downstream/params.yaml"), Path.cwd(), jobs)
+
+
 @main.command("sync-tracking")
 def sync_tracking() -> None:
     """Deliver to MLflow what it has missed.
