@@ -23,8 +23,8 @@ from earthprior.files import write_json
 from earthprior.params import Params, load
 
 VERBS = [
-    "stats", "pretrain", "evaluate", "finetune", "tune", "bench", "sync-tracking", "compare", "reproduce", "export",
-    "check", "catalog", "synth", "augmentations", "preset", "import-config", "import-weights",
+    "stats", "pretrain", "evaluate", "finetune", "predict", "embed", "tune", "bench", "sync-tracking", "compare",
+    "reproduce", "export", "check", "catalog", "synth", "augmentations", "preset", "import-config", "import-weights",
 ]  # fmt: skip
 
 
@@ -180,6 +180,8 @@ CALLS = {
     "pretrain": ("stages.pretrain.run", ["--accept-code"]),
     "evaluate": ("stages.evaluate.run", []),
     "finetune": ("tools.finetune.run", []),
+    "predict": ("tools.predict.run", ["my scene.tif", "--overlap", "8"]),
+    "embed": ("tools.embed.run", ["data/catalog.csv", "--out", "features.parquet"]),
     "tune": ("tools.tune.run", ["--jobs", "2"]),
     "bench": ("tools.bench.run", ["--jobs", "2"]),
     "sync-tracking": ("tools.sync_tracking.run", []),

@@ -157,6 +157,58 @@ def finetune(labels: int | None, pretrained: str | None, accept_code: bool) -> N
 
 
 @main.command()
+@click.argument("inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT]...")
+@click.option("--model", type=click.Path(path_type=Path), help="By default downstream/results/finetune.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the results; by default work/predict."
+)
+@click.option("--probabilities", is_flag=True, help="Of maps, write the probabilities, too.")
+@click.option("--tile", type=click.IntRange(8), help="Width of a tile, px; by default what the network was trained on.")
+@click.option("--overlap", type=click.IntRange(0), help="Of neighbouring tiles, px; by default half a tile.")
+@click.option("--force", is_flag=True, help="Make again what is there, and replace what was not made here.")
+def predict(
+    inputs: tuple[Path, ...],
+    model: Path | None,
+    out: Path | None,
+    probabilities: bool,
+    tile: int | None,
+    overlap: int | None,
+    force: bool,
+) -> None:
+    """Map scenes or chips by a finetuned network.
+
+    INPUT is a GeoTIFF of any size, a folder of them, or a catalog (CSV); by default the catalog of
+    downstream/params.yaml. Writes a GeoTIFF for each; a table where the network gives one value per chip. Killed and
+    started again, it goes on. Exit code 2: some could not be predicted; the others are.
+
+    Example: earthprior predict scene.tif --out maps --probabilities
+    """
+    from earthprior.params import load_downstream
+    from earthprior.tools import predict as tool
+
+    params = load_downstream(_root() / "downstream/params.yaml")
+    tool.run(params, Path.cwd(), inputs, model, out, probabilities, tile, overlap, force)
+
+
+@main.command()
+@click.argument("catalog", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--backbone", help="A folder, a file or an MLflow run; by default results/pretrain.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="By default work/embed/features.parquet.")
+@click.option("--force", is_flag=True, help="Make it again where it is there, and replace any other file.")
+def embed(catalog: Path | None, backbone: str | None, out: Path | None, force: bool) -> None:
+    """Write a pretrained network's features of chips as Parquet.
+
+    CATALOG is a CSV file, its paths relative to its folder; by default that of params.yaml. The file has all its
+    columns, and the features as lists of numbers. Exit code 2: some chips could not be read; the others are in it.
+
+    Example: earthprior embed data/catalog.csv --out features.parquet
+    """
+    from earthprior.tools import embed as tool
+
+    tool.run(_params(Path.cwd()), Path.cwd(), catalog, backbone, out, force)
+
+
+@main.command()
 @click.option("--trials", type=click.IntRange(1), help="How many the study shall have in all; by default tune.trials.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, sharing GPUs, threads.")
 @click.option("--record/--no-record", default=True, help="Run the best trial as a DVC experiment at the end.")

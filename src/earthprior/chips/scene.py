@@ -149,7 +149,6 @@ def open_scene(
         ChipError: A file is missing, damaged, no GeoTIFF, or cannot be read in parts; or they have several grids.
     """
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
         sources = []
         for image in images:
             handle = stack.enter_context(open_content(folder, image, line))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -88,11 +86,6 @@ class Product:
     def is_done(self) -> bool:
         """Whether it is there, and made of the same."""
         return self.path.is_file() and tags_of(self.path).get(TAG) == self.tags[TAG]
-
-
-def digest(facts: Mapping[str, Any]) -> str:
-    """Of all that a map depends on."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def classes_product(path: Path, classes: Sequence[str | int], made_of: str) -> Product:

@@ -1,0 +1,53 @@
+"""What a prediction was made of, as one short text: where it is the same, the prediction need not be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """Of plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Of a model's tensors and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return found.hexdigest()[:32]
+
+
+class FilesDigest:
+    """Of files, by their names, lengths and times: to read them all would take as long as to predict them."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, path: Path) -> None:
+        """One more; what is wrong with it is told when it is opened."""
+        try:
+            status = path.stat()
+            told = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            told = "is not there"
+        self._hash.update(f"{path.name} {told}\n".encode(errors="surrogateescape"))
+
+    def value(self) -> str:
+        """Of all so far."""
+        return self._hash.hexdigest()[:32]
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Of some files, see `FilesDigest`."""
+    found = FilesDigest()
+    for path in paths:
+        found.add(path)
+    return found.value()
