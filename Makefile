@@ -52,7 +52,8 @@ run: $(STAMP) | data  ## stats, pretrain and evaluate; what is up to date is not
 test: $(STAMP)  ## the tests, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
-soak: $(STAMP)  ## what takes too long for the tests: a hundred kills, ten thousand malformed inputs
+soak: $(STAMP)  ## what takes too long for the tests: more of them, a hundred kills, ten thousand malformed inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
 	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_kills.py
 	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_inputs.py
 
