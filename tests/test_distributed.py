@@ -138,7 +138,7 @@ def one_process_playing_two(params: Params, root: Path) -> Trainer:
     sessions.prepare_torch(params.threads)
     run, home = Run(params, stats, {}, "f"), Home(root, root, root, root)
     session = sessions.Session(run, home, sessions.Hooks(fails), CPU, World())
-    trainer = session._trainer(None)
+    trainer = session.trainer(None)
     orders = [list(visits(params, len(session.selection.train), World(rank, 2), 0)) for rank in range(2)]
     trainer.task.train()
     for step in range(trainer.total_steps):
