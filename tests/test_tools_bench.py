@@ -161,6 +161,6 @@ def test_what_cannot_be_benched_is_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"lower bench\.holdout"):
         bench.run(params(holdout=7), root, 1)
     with pytest.raises(ParamsError, match=r"bench\.steps 3 cannot be divided into 2 epochs"):
-        params(steps=3)
+        bench.run(params(steps=3), root, 1)
     with pytest.raises(ParamsError, match="stands twice"):
         params(seeds=[1, 1])

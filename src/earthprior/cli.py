@@ -237,10 +237,10 @@ def tune(trials: int | None, jobs: int, record: bool, apply: bool, trial: int | 
 @main.command()
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, sharing GPUs, threads.")
 def bench(jobs: int) -> None:
-    """Measure how few labels are enough, with and without pretraining.
+    """Measure how few labels are enough.
 
-    What is compared is in the section bench of downstream/params.yaml. Killed and started again, it does what is left.
-    The table and the report are in work/bench/.
+    With pretraining and without, beside raw pixels, as the section bench of downstream/params.yaml says. Killed and
+    started again, it does what is left. The table and the report are in work/bench/.
 
     Example: earthprior bench --jobs 2
     """

@@ -92,6 +92,12 @@ def prepare(params: DownstreamParams, root: Path, jobs: int) -> Setting:
         raise ParamsError(
             "downstream/params.yaml has no section bench; git checkout downstream/params.yaml restores it"
         )
+    # Here, since it is no affair of a finetuning with other epochs.
+    if bench.steps % params.epochs:
+        raise ParamsError(
+            f"downstream/params.yaml: bench.steps {bench.steps} cannot be divided into {params.epochs} epochs; use a "
+            "multiple"
+        )
     device = build.device(params)
     place = root / params.pretrained
     backbone = load_backbone(place if place.exists() else params.pretrained).to(device)
