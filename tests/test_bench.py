@@ -156,6 +156,15 @@ def test_how_many_labels_scratch_needs_is_read_off_its_curve(tmp_path: Path) -> 
     assert "do not reach that" in pages.verdict(at[100], "average_precision")
 
 
+def test_draws_that_only_some_fits_have_do_not_answer(tmp_path: Path) -> None:
+    table, fits = finished(tmp_path, {"finetune": [0.2, 0.4, 0.5, 0.7], "scratch": [0.1, 0.2, 0.6, 0.65]})
+    part = [one for one in table.rows() if one.fit.seed == 0 or (one.fit.method, one.fit.budget) == ("finetune", 16)]
+    answer = headline(answers(points(part, "average_precision", set(fits))))
+    assert answer is not None
+    assert answer.pretrained.values == {0: pytest.approx(0.4)}
+    assert answer.needed == pytest.approx(32)
+
+
 def test_pretraining_that_saves_nothing_is_said_to_save_nothing(tmp_path: Path) -> None:
     table, fits = finished(tmp_path, {"finetune": [0.1, 0.2, 0.3, 0.4], "scratch": [0.3, 0.4, 0.5, 0.6]})
     found = points(table.rows(), "average_precision", set(fits))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from earthprior.bench.plan import JUDGED, METHODS, Fit
 from earthprior.bench.table import Row
@@ -108,11 +108,18 @@ def _point(method: str, budget: int | None, group: Sequence[Row], metric: str) -
 
 
 def answers(found: Sequence[Point], pretrained: str = PRETRAINED) -> list[Answer]:
-    """For each budget of the pretrained network; none before both were asked."""
-    curve = [point for point in found if point.method == SCRATCH]
+    """For each budget of the pretrained network; none before both were asked.
+
+    Of a bench that is not done, only seeds that all points of both have: draws differ more than methods do.
+    """
+    both = [point for point in found if point.method in (pretrained, SCRATCH)]
+    seeds = set.intersection(*[set(point.values) for point in both]) if both else set()
+    if seeds:
+        both = [replace(p, values={seed: p.values[seed] for seed in sorted(seeds)}) for p in both]
+    curve = [point for point in both if point.method == SCRATCH]
     if not curve:
         return []
-    return [_answer(point, curve) for point in found if point.method == pretrained]
+    return [_answer(point, curve) for point in both if point.method == pretrained]
 
 
 def headline(found: Sequence[Answer]) -> Answer | None:

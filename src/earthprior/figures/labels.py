@@ -85,8 +85,9 @@ def _mark(axes: Axes, answer: Answer) -> None:
 
 def _caption(found: Sequence[Point], judged: str) -> str:
     seeds = max(len(point.values) for point in found)
+    lines = f"means over {seeds} seeds (which chips are labelled, and the training); dots: single seeds"
     return (
-        f"Lines: means over {seeds} seeds (which chips are labelled, and the training); dots: single seeds. "
-        f"Bars: 95 % intervals, bootstrap over {judged}, averaged over seeds; they are alike for all methods, which "
-        "are judged on the same chips. Methods of one budget are drawn a little apart."
+        f"Lines: {lines if seeds > 1 else 'one seed'}. Bars: 95 % intervals, bootstrap over {judged}"
+        f"{', averaged over seeds' * (seeds > 1)}; all methods are judged on the same chips, so differences between "
+        "them are surer than the bars look. Methods of one budget are drawn a little apart."
     )
