@@ -97,6 +97,10 @@ def test_procedures_without_statistics_per_band_need_none(make_finished, procedu
         ([], None, "at least one"),
         (["red", "swir"], None, r"band swir was not among those of the pretraining .* statistics="),
         (["red", "swir"], {"swir": {"min": 0, "max": 1, "mean": 0.5}}, "statistics of band swir: std is missing"),
+        (["swir", "red"], {"swir": {"min": 0, "max": 1, "mean": float("nan"), "std": 1}}, "swir: mean is missing"),
+        (["swir", "red"], {"swir": {"min": 0, "max": 1, "mean": 0.5, "std": -1}}, "swir: std is negative"),
+        (["swir", "red"], {"swir": [0, 1]}, "statistics of band swir: give "),
+        ("vv", None, "none of the bands vv is one"),
     ],
 )
 def test_what_no_rule_covers_is_refused(make_finished, bands, statistics, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def adapted(backbone: Backbone, bands: Sequence[str], statistics: Mapping[str, A
     Raises:
         EarthPriorError: No band is known, one is named twice, or one that needs statistics has none.
     """
-    names = [str(name) for name in bands]
+    names = [bands] if isinstance(bands, str) else [str(name) for name in bands]
     if tuple(names) == backbone.bands and not statistics:
         return backbone
     known = {name.casefold(): place for place, name in enumerate(backbone.bands)}
@@ -92,8 +93,8 @@ def _statistics(
             )
         # Other procedures take the chip's own statistics, or those of all bands together.
         entry = entry or kept["all_bands"]
-        if missing := [key for key in ("min", "max", "mean", "std") if not isinstance(entry.get(key), int | float)]:
-            raise EarthPriorError(f"statistics of band {name}: {missing[0]} is missing, or no number")
+        if wrong := _wrong(entry):
+            raise EarthPriorError(f"statistics of band {name}: {wrong}")
         percent = f"{normalization['clip_percent']:g}"
         if normalization["stat_procedure"] == "gpb" and percent != "0" and percent not in entry.get("clipped", {}):
             raise EarthPriorError(
@@ -102,6 +103,16 @@ def _statistics(
             )
         per_band[name] = dict(entry)
     return {"bands": list(names), "per_band": per_band, "all_bands": kept["all_bands"]}
+
+
+def _wrong(entry: Any) -> str | None:
+    """Why these are no statistics of a band; None where they are."""
+    if not isinstance(entry, Mapping):
+        return 'give {"min": ..., "max": ..., "mean": ..., "std": ...}'
+    for key in ("min", "max", "mean", "std"):
+        if not isinstance(entry.get(key), int | float) or not math.isfinite(entry[key]):
+            return f"{key} is missing, or no number"
+    return "std is negative, or min above max" if entry["std"] < 0 or entry["min"] > entry["max"] else None
 
 
 def _told(
