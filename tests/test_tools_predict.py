@@ -187,6 +187,8 @@ def test_one_value_per_image_is_a_table_with_the_catalogs_columns(
         assert found == pytest.approx(expected.tolist(), abs=1e-4)
         assert rows[3]["predicted_cover"] == classes[int(expected.argmax())]
     sound = root / "data/chips/chip_003.tif"
+    with pytest.raises(DataError, match="catalogs of different columns, or from none"):
+        run(root, sound, root / "data/catalog.csv", out=root / "both")
     for _ in range(2):
         capsys.readouterr()
         run(root, sound, out=root / "one")

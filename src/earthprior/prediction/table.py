@@ -47,8 +47,13 @@ def tabulate(
         tally: Gets the problems of images that could not be read.
 
     Raises:
-        DataError: The catalog has a column of a prediction's name.
+        DataError: The catalog has a column of a prediction's name, or there are several catalogs of other columns.
     """
+    if len({tuple(image.cells) for image in images}) > 1:
+        raise DataError(
+            "the images come from catalogs of different columns, or from none, and would share one table. Predict "
+            "them into different folders (--out)"
+        )
     made_of = digest({
         "model": weights_digest(model), "nodata": nodata, "cells": digest({"rows": [dict(i.cells) for i in images]}),
         "files": files_digest(path for image in images for path in image.paths), "classes": model.classes,
