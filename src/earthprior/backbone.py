@@ -110,6 +110,8 @@ class Backbone(nn.Module):
             EarthPriorError: x0 has other channels, or t or side are none of this backbone.
         """
         self._check(x0)
+        if not x0.is_floating_point():
+            raise EarthPriorError(f"x0 holds {x0.dtype} values, as files do; give features what normalize returns")
         check_side(side)
         steps = self._steps(t, x0)
         alpha, sigma = (table[steps].reshape(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
@@ -140,8 +142,9 @@ class Backbone(nn.Module):
         """Timesteps (B,)."""
         last = len(self.alpha) - 1
         if isinstance(t, Tensor) and t.ndim:
-            if t.shape != x0.shape[:1]:
-                raise EarthPriorError(f"t has shape {tuple(t.shape)}: give one timestep, or one for each of the chips")
+            if t.shape != x0.shape[:1] or t.is_floating_point():
+                what = f"t has shape {tuple(t.shape)} and holds {t.dtype}"
+                raise EarthPriorError(f"{what}: give one timestep, an integer, or one for each of the chips")
             return t.to(x0.device)
         step = self.t if t is None else int(t)
         if not 0 <= step <= last:
@@ -176,7 +179,11 @@ def read(path: str | Path) -> Backbone:
         raise EarthPriorError(f"{weights} is missing; export the backbone again") from None
     except (OSError, TensorFileError) as error:
         raise EarthPriorError(f"{weights} {error}; export the backbone again") from None
-    return Backbone(description, tensors)
+    try:
+        return Backbone(description, tensors)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise EarthPriorError(f"{folder / CONFIG} describes no backbone ({why}); export the backbone again") from None
 
 
 def _network(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
