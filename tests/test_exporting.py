@@ -111,6 +111,11 @@ def test_an_export_reads_back_as_it_was(make_exported):
         ("config.json", b"{", "config.json cannot be read"),
         ("config.json", b'{"params": {}}', "config.json cannot be read"),
         ("config.json", b'{"format": 1}', "is not what this version's `earthprior export` writes"),
+        (
+            "config.json",
+            b'{"format": 1, "network": {}, "bands": [], "serving": {}, "normalization": {}}',
+            "describes no backbone .KeyError: 'crop_px'",
+        ),
         ("config.json", None, "config.json is missing"),
         ("backbone.safetensors", b"nothing", "is damaged"),
     ],
@@ -137,7 +142,7 @@ def test_weights_of_another_export_are_refused(make_exported):
     ("overrides", "side"),
     [
         ({"diffusion__precondition": "scalar", "unet_film__attention": True}, "multiples of 2"),
-        ({"diffusion__precondition": "wiener", "network": "unet_att_d"}, "16"),
+        pytest.param({"diffusion__precondition": "wiener", "network": "unet_att_d"}, "16", marks=pytest.mark.soak),
     ],
 )
 def test_the_graphs_compute_what_the_backbone_does(make_exported, overrides, side):
@@ -176,6 +181,13 @@ def test_a_graph_that_differs_fails_the_export_and_one_that_cannot_be_made_is_le
     assert told == {"a.pt2": {"left_out": "ValueError: no such operator"}}
     assert not (folder / "a.pt2").exists()
 
+    sized, folder = make_exported("sized", diffusion__precondition="wiener")
+    monkeypatch.setattr(graphs, "GRAPHS", {"a.pt2": lambda program, path: sized})
+    assert graphs.write_graphs(sized, folder)["a.pt2"]["height"] == "16"
+
+
+METRICS = {"gain_db": {"mean": 0.75}, "judged_chips": 4, "probe": {"iou": 0.5, "iou_low": 0.41, "iou_high": 0.62}}
+
 
 @pytest.fixture
 def project(make_finished, monkeypatch, tmp_path):
@@ -189,12 +201,12 @@ def project(make_finished, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "write_graphs", quick)
     done = make_finished()
     write_json(tmp_path / "params.yaml", done.params.model_dump(mode="json"))
-    write_json(tmp_path / "results/evaluate/metrics.json", {"gain_db": {"mean": 0.75}, "judged_chips": 4})
+    write_json(tmp_path / "results/evaluate/metrics.json", METRICS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_verb_writes_a_folder_that_stands_alone(project, capsys):
+def test_the_verb_writes_a_folder_that_stands_alone(project, monkeypatch, capsys):
     export.run(project, None, None, None)
     folder = project / "work/export/ffffffffffff"
     assert {path.name for path in folder.iterdir()} == {
@@ -205,10 +217,13 @@ def test_the_verb_writes_a_folder_that_stands_alone(project, capsys):
     assert "backbone.onnx differs from the backbone by 2.0e-06 at most" in said
     config = read_json(folder / "config.json")
     assert config["graphs"]["backbone.onnx"]["max_abs_difference"] == 2e-6
-    assert config["origin"]["metrics"] == {"gain_db/mean": 0.75, "judged_chips": 4}
+    assert config["origin"]["metrics"] == {
+        "gain_db/mean": 0.75, "judged_chips": 4, "probe/iou": 0.5, "probe/iou_low": 0.41, "probe/iou_high": 0.62,
+    }  # fmt: skip
     text = (folder / card.NAME).read_text()
     for words in (
         "gain_db/mean | 0.75",
+        "probe/iou | 0.5 (0.41 to 0.62) |",
         "red, green, blue, nir",
         "0" * 32 + ".dir",
         "ffffffffffff",
@@ -221,8 +236,19 @@ def test_the_verb_writes_a_folder_that_stands_alone(project, capsys):
     for before, line in itertools.pairwise(lines):
         if line.startswith(("#", "|", "- ")) and before and not before.startswith(("|", "- ", "  ", "```")):
             raise AssertionError(f"{line!r} comes right after {before!r}")
-    # again: over itself, and nothing else
+    # as it says, from wherever the folder lies
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(folder.parent)
+    names = {"raw": raw_chips()}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert sys.modules.pop("earthprior_backbone").__file__ == str(folder / "earthprior_backbone.py")
+    assert [level.shape[1] for level in names["pyramid"]] == [8, 16]
+    monkeypatch.chdir(project)
+    # again: over itself, and nothing else; what is known stays known
     export.run(project, str(folder), folder, None)
+    assert read_json(folder / "config.json")["origin"] == config["origin"]
+    again = (folder / card.NAME).read_text()
+    assert again.split("## Parameters")[0] == text.split("## Parameters")[0]
     with pytest.raises(EarthPriorError, match="holds other files than an earlier export's"):
         export.run(project, None, project, None)
 

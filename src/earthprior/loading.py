@@ -50,8 +50,8 @@ def load_backbone(
 
 def _found(path_or_run: str | Path) -> Backbone:
     text, path = str(path_or_run), Path(path_or_run)
-    if uri := URI.fullmatch(text):
-        return _of_uri(text, uri)
+    if URI.fullmatch(text):
+        return _of_uri(text)
     if path.is_file():
         return _of_file(path)
     if path.is_dir():
@@ -87,9 +87,15 @@ def _of_folder(folder: Path) -> Backbone:
     )
 
 
-def _of_uri(text: str, uri: re.Match[str]) -> Backbone:
-    if uri[1] == "runs" and not (uri[3] or "").strip("/"):
-        return _of_run(uri[2])
+def run_of(text: str) -> str | None:
+    """The run that runs:/ID names as a whole; None for any other text."""
+    uri = URI.fullmatch(text)
+    return uri[2] if uri and uri[1] == "runs" and not (uri[3] or "").strip("/") else None
+
+
+def _of_uri(text: str) -> Backbone:
+    if run := run_of(text):
+        return _of_run(run)
     from earthprior import mlflow_read
     from earthprior.tracking_store import locate
 

@@ -89,10 +89,17 @@ def _normalization(section: Mapping[str, Any]) -> str:
     return f"{words[section['stat_procedure']]} {what}{cut}"
 
 
-def _metrics(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The headline numbers: no pixel counts, no numbers per band."""
+def _metrics(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The headline numbers, with their intervals: no pixel counts, no numbers per band."""
     wanted = ("gain_db/", "probe/", "psnr/", "ssim/")
-    return [(name, value) for name, value in sorted(metrics.items()) if name.startswith(wanted)]
+    ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")}
+    told = []
+    for name, value in sorted(metrics.items()):
+        if name.startswith(wanted) and name not in ends:
+            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+            interval = "" if low is None or high is None else f" ({low:.4g} to {high:.4g})"
+            told.append((name, f"{value:.4g}{interval}"))
+    return told
 
 
 def _yaml(content: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from earthprior.exporting.graphs import GRAPHS, write_graphs
 from earthprior.exporting.single_file import NAME as LOADER
 from earthprior.exporting.single_file import single_file
 from earthprior.files import read_json, sweep, write_atomic, write_json
-from earthprior.loading import load_backbone
+from earthprior.loading import load_backbone, run_of
 from earthprior.recorded import RecordedRun
 from earthprior.tracking_store import RunRef, locate
 
@@ -36,9 +36,10 @@ def run(root: Path, asked: str | None, out: Path | None, register: str | None) -
         EarthPriorError: There is no such backbone, the folder holds something else, or a graph differs from it.
     """
     found = load_backbone(root / "results/pretrain" if asked is None else asked)
-    origin = _origin(root, asked)
+    origin = _origin(found, root, asked)
     folder = out or root / "work/export" / str(found.description.get("fingerprint", "backbone"))
     _check_folder(folder)
+    found.description.pop("graphs", None)
     write(found, folder, origin)
     graphs = write_graphs(found, folder)
     found.description["graphs"] = graphs
@@ -85,19 +86,23 @@ def _check_folder(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _origin(root: Path, asked: str | None) -> dict[str, Any]:
-    """What is known of where the weights come from, beside what they carry themselves; only what is known."""
+def _origin(found: Backbone, root: Path, asked: str | None) -> dict[str, Any]:
+    """What is known of where the weights come from; of those that were exported before, what was known then."""
     with tempfile.TemporaryDirectory() as scratch:
         path = root if asked is None else Path(asked).resolve()
+        if path.parts[-3:-1] == ("results", "pretrain"):
+            path = path.parent
         if path.parts[-2:] == ("results", "pretrain"):
             path = path.parents[1]
         if (path / "results/pretrain").is_dir():
             kept = _facts(recorded.of_workspace(path, Path(scratch)))
+        elif run := run_of(str(asked)):
+            kept = _facts(recorded.find(root, run, Path(scratch)))
         elif path.exists() or "/" in str(asked):
-            kept = {}
+            kept = dict(found.description.get("origin", {}))
         else:
             kept = _facts(recorded.find(root, str(asked), Path(scratch)))
-    return {"earthprior": earthprior.__version__, **{key: value for key, value in kept.items() if value}}
+    return {**{key: value for key, value in kept.items() if value}, "earthprior": earthprior.__version__}
 
 
 def _facts(run: RecordedRun) -> dict[str, Any]:
