@@ -1,4 +1,4 @@
-"""At which noise level, and from which blocks of the network, frozen features serve best: asked of validation chips.
+"""At which noise level, and from which side of the network, frozen features serve best: asked of validation chips.
 
 For every candidate a quick linear probe is fitted on training chips and judged on validation chips, on fewer pixels
 than the probes that are reported. The choice is kept beside the weights, for whoever takes the backbone away.

@@ -75,9 +75,9 @@ def _serving_section(probing: Probing, usage: str, paths: Mapping[str, Path]) ->
         text = f"No labels choose, so features are taken at {serving.words}, as {serving.chosen_by} says."
         return Section(title, [text])
     text = (
-        f"Features serve best at {serving.words}: the best of {len(probing.tried)} choices of noise level and block by "
-        f"{serving.chosen_by} (level 0 is the finest, and each next one halves the resolution). serving.json keeps "
-        "the choice beside the weights."
+        f"Features serve best at {serving.words}: of all levels of a side, the best noise level and side by "
+        f"{serving.chosen_by}. Single levels (0 is the finest, and each next one halves the resolution) show where it "
+        "comes from. serving.json keeps the choice beside the weights."
     )
     if usage == "validate":
         text += (

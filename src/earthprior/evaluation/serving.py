@@ -27,7 +27,7 @@ class Serving:
         rho: Noise-to-signal ratio.
         t: The timestep nearest to it.
         side: decoder or encoder.
-        levels: Of the pyramid, finest first.
+        levels: Of the pyramid, finest first; all of them where it serves.
         chosen_by: What made the choice, a phrase.
         score: The validation chips' score, if any.
     """
@@ -86,8 +86,12 @@ def default(params: Params, task: DiffusionTask, levels: int, why: str = "evalua
 
 
 def chosen(tried: Sequence[Serving], by: str) -> Serving | None:
-    """The one with the best score, the first of equals; None where no score is a number."""
-    scored = [one for one in tried if one.score is not None and np.isfinite(one.score)]
+    """The one with the best score, the first of equals; None where no score is a number.
+
+    Only sides as a whole can serve, as a backbone gives all levels of one; single levels are tried for information.
+    """
+    whole = max((len(one.levels) for one in tried), default=0)
+    scored = [one for one in tried if len(one.levels) == whole and one.score is not None and np.isfinite(one.score)]
     return replace(max(scored, key=lambda one: one.score or 0.0), chosen_by=by) if scored else None
 
 
