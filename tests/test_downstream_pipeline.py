@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ def stage() -> Any:
 def test_it_runs_in_the_root_as_one_simple_command() -> None:
     assert stage()["cmd"] == "env PYTHONPATH=src python -m earthprior finetune"
     assert stage()["wdir"] == ".."
+
+
+def test_dvc_itself_can_read_it(tmp_path: Path) -> None:
+    """One file that dvc cannot read stops every command of it, also those about the other pipeline."""
+    from dvc.repo import Repo
+
+    (tmp_path / "downstream").mkdir()
+    for name in ("dvc.yaml", "params.yaml", "downstream/dvc.yaml", "downstream/params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        repo.index.check_graph()
+        assert {stage.name for stage in repo.index.stages} == {"stats", "pretrain", "evaluate", "finetune"}
 
 
 def test_it_depends_on_the_sources_it_runs() -> None:
