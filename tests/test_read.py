@@ -297,6 +297,10 @@ def test_label(tmp_path, write_chip):
     write_chip(tmp_path / "l.tif", label, nodata=0)
     np.testing.assert_array_equal(read_label(tmp_path, row_of("a.tif", label="l.tif"), "label", SPEC), label[0])
     assert read_label(tmp_path, row_of("a.tif", label=""), "label", SPEC) is None
+    numbers = label.astype("float32")
+    numbers[0, 0, 1] = np.nan
+    write_chip(tmp_path / "l.tif", numbers, nodata=np.nan)
+    np.testing.assert_array_equal(read_label(tmp_path, row_of("a.tif", label="l.tif"), "label", SPEC), numbers[0])
     write_chip(tmp_path / "l.tif", pixels_of("uint8", bands=2))
     with pytest.raises(ChipError, match="has 2 bands"):
         read_label(tmp_path, row_of("a.tif", label="l.tif"), "label", SPEC)

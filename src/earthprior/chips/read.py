@@ -96,16 +96,19 @@ def read_label(folder: Path, row: ChipRow, column: str, spec: ChipSpec) -> NDArr
     """The label raster of one chip.
 
     Returns:
-        Labels (H, W) in the file's dtype, placed like the chip's pixels (0 on a buffer rim that the file lacks), or
-        None for an empty cell.
+        Labels (H, W) in the file's dtype, placed like the chip's pixels; on a buffer rim that the file lacks, and where
+        it holds no number, NaN if the dtype has it and 0 otherwise. None for an empty cell.
 
     Raises:
         ChipError: As `read_chip`, also for a file with more than one band.
     """
     if not row.values[column]:
         return None
-    pixels, _ = read_chip(folder, *_label_of(row, column, spec))
+    pixels, valid = read_chip(folder, *_label_of(row, column, spec))
     found: NDArray[Any] = pixels[0]
+    if found.dtype.kind == "f":
+        # No number, no label: it must not become the class 0.
+        found[~valid] = np.nan
     return found
 
 
