@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from earthprior.bench import pages, pixels
 from earthprior.bench.findings import answers, differences, headline, points
+from earthprior.bench.fits import Fitter
 from earthprior.bench.holdout import hold_out, places
 from earthprior.bench.plan import JUDGED, METHODS, TUNING, Fit, at_the_edge, chosen, plan, ready, trials
 from earthprior.bench.table import Row, Table
@@ -233,6 +235,20 @@ def test_a_classifier_learns_and_gives_absent_classes_nothing(fit: Any) -> None:
     assert np.mean(found.argmax(1) == classes) > 0.95
     only = fit(values, np.full(600, 1), 3, 1e-3, 0)(values[:4])
     assert (only == [0, 1, 0]).all()
+
+
+def test_context_is_of_valid_pixels_alone_where_maps_are_made_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    valid = torch.ones(1, 12, 12, dtype=torch.bool)
+    valid[:, :, 6:] = False
+    raw = torch.full((1, 1, 12, 12), 100.0).masked_fill(~valid[:, None], 0)
+    ground: Any = SimpleNamespace(classes=[0, 1], chips=lambda rows: [(rows[0], raw, valid, np.where(valid[0], 1, -1))])
+    # The pixel itself, and the mean of 5 px around it.
+    monkeypatch.setattr(pixels, "linear", lambda *arguments: lambda asked: asked[:, :2])
+    chips = [ChipRow(2, "train", ("a.tif",), {})]
+    mapper = Fitter(ground, section(), lambda *_: None, "c0de", METRICS)._pixels("context", chips, 1.0, 0)  # type: ignore[arg-type, return-value]
+    found = mapper.fn(raw.masked_fill(~valid[:, None], math.nan))
+    assert found[..., :6].allclose(torch.tensor(100.0))
+    assert found.isfinite().all()
 
 
 def test_pixels_are_drawn_from_labelled_ones_by_the_chips_path() -> None:

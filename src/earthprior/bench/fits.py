@@ -83,7 +83,8 @@ class Fitter:
         classify = fit(*self._sample(raw_context, labelled, normalized=False), count, l2, seed)
 
         def fn(chips: Tensor) -> Tensor:
-            known = context_maps(chips, torch.ones_like(chips[:, :1], dtype=torch.bool)).permute(0, 2, 3, 1)
+            valid = chips.isfinite().all(1, keepdim=True)
+            known = context_maps(chips.where(valid, 0), valid).permute(0, 2, 3, 1)
             answers = classify(known.reshape(-1, known.shape[-1]).numpy())
             return torch.from_numpy(answers).view(*known.shape[:3], count).permute(0, 3, 1, 2)
 

@@ -36,7 +36,7 @@ class Mapper:
     """A fitted method.
 
     Args:
-        fn: Raw or normalized tiles (N, C, px, px) -> probabilities (N, K, px, px).
+        fn: Raw (NaN where invalid) or normalized tiles (N, C, px, px) -> probabilities (N, K, px, px).
         px: Width of its tiles; None for whole chips.
         normalized: Whether it takes x0.
     """
@@ -91,7 +91,7 @@ class Ground:
         """Scores of whole chips, all their labelled valid pixels."""
         scores = SegmentationScores(range(len(self.classes)))
         for _, raw, valid, label in self.chips(rows):
-            x = self.normalized(raw, valid) if mapper.normalized else raw.float()
+            x = self.normalized(raw, valid) if mapper.normalized else raw.float().masked_fill(~valid[:, None], np.nan)
             px = mapper.px or max(x.shape[-2:])
             found = predict_chip(mapper.fn, x, px, px // OVERLAP)[0]
             scores.add(found.cpu().numpy(), label)
