@@ -127,6 +127,11 @@ def test_other_settings_are_another_bench(root: Path) -> None:
     bench.run(params(**few), root, 1)
     bench.run(params(**few, pixels=8), root, 1)
     assert len(list(root.glob("work/bench/*/bench.csv"))) == 2
+    # A training of as many steps in other epochs warms up otherwise, and all levels are trained, whatever `train` says.
+    changes: list[dict[str, Any]] = [{}, {"train": "head"}, {"train": "head", "lr_decay": 0.5}, {"epochs": 1}]
+    names = [setting.prepare(small(bench=BENCH, **change), root, 1).name for change in changes]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
 
 
 def test_two_processes_would_do_each_fit_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

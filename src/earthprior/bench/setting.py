@@ -150,8 +150,10 @@ def _made_of(
 ) -> dict[str, Any]:
     """What any row depends on, by name; plain values."""
     section = {f"bench.{key}": value for key, value in bench.model_dump(mode="json").items() if key not in FREE}
-    own = {"start", "train", "lr", "seed", "epochs", "steps_per_epoch"}
-    finetuning = {key: value for key, value in params.active().items() if key not in own}
+    own = {"start", "train", "lr", "seed", "steps_per_epoch"}
+    # All of a network is trained here, whatever the file says; and by its epochs goes the warm-up's share of the steps.
+    acting = params.model_copy(update={"train": "all"}).active()
+    finetuning = {key: value for key, value in acting.items() if key not in own}
     data = {"catalog": sha256_file(catalog)[:12], "data_md5": data_version(root)[0]}
     return {"format": FORMAT, "backbone": digest(backbone), **data, **finetuning, **section}
 
