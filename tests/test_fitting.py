@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from earthprior.chips.catalog import ChipRow
+from earthprior.downstream import labels
 from earthprior.downstream.fitting import Setup, fit, untrained, whole_chips
 from earthprior.downstream.judging import judge
 from earthprior.downstream.saved import load_finetuned
@@ -130,3 +135,12 @@ def test_what_cannot_be_is_refused(root, backbone):
             setup_of(root, backbone, **changes)
     with pytest.raises(EarthPriorError, match="no finetuned network"):
         load_finetuned(root)
+
+
+def test_a_class_that_no_train_chip_has_judges_nothing():
+    rows = [
+        ChipRow(line, "validate", (f"{line}.tif",), {"kind": kind}) for line, kind in enumerate(["a", "", "c", "7"])
+    ]
+    of_images = labels.Labels("classification", "kind", (7, "a"), Path(), None)
+    assert [row.line for row in labels.judgeable(of_images, rows)] == [0, 3]
+    assert [row.line for row in labels.judgeable(replace(of_images, task="segmentation"), rows)] == [0, 2, 3]

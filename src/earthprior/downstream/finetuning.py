@@ -23,7 +23,7 @@ from earthprior.chips.selection import JUDGED_CHIPS, chip_key, spread
 from earthprior.downstream import labels as labels_module
 from earthprior.downstream.budget import choose
 from earthprior.downstream.fitting import BackboneNormalizer, Setup, finetuned, make_trainer, reader, untrained
-from earthprior.downstream.labels import RASTERS, labelled
+from earthprior.downstream.labels import RASTERS, judgeable
 from earthprior.downstream.saved import CONFIG, WEIGHTS, Finetuned
 from earthprior.errors import DataError, StorageError, mended_by
 from earthprior.files import read_json, sha256_file, sweep, write_csv, write_json
@@ -100,10 +100,12 @@ def prepare(params: DownstreamParams, root: Path, backbone: Backbone, device: to
     if not with_label:
         raise DataError(f"{params.data.catalog}: no train chip has a label in column {params.label_column!r}")
     train = choose(with_label, params.labels, params.seed, strata)
-    validate = labelled(rows("validate"), params.label_column)
-    test = labelled(rows("test"), params.label_column)
+    validate, test = (judgeable(found, rows(usage)) for usage in ("validate", "test"))
     if not validate:
-        raise DataError(f"{params.data.catalog}: no validate chip has a label in column {params.label_column!r}")
+        raise DataError(
+            f"{params.data.catalog}: no validate chip has a label in column {params.label_column!r}"
+            f"{' that a train chip has, too' * bool(found.classes)}"
+        )
     used = [row for usage in ("train", "validate", "test") for row in rows(usage)]
     unlabelled = len(used) - len(with_label) - len(validate) - len(test)
     if params.start == "untrained":

@@ -105,6 +105,14 @@ def find(params: DownstreamParams, folder: Path, train: Sequence[ChipRow]) -> tu
     return Labels(params.task, column, classes, folder, spec), rows, strata_by_class(cells)
 
 
+def judgeable(labels: Labels, rows: Sequence[ChipRow]) -> list[ChipRow]:
+    """The rows that have a label which the train chips have, too: another class would be learned from nothing."""
+    found = labelled(rows, labels.column)
+    if labels.task != "classification":
+        return found
+    return [row for row in found if _class(row.values[labels.column]) in labels.classes]
+
+
 def labelled(rows: Sequence[ChipRow], column: str) -> list[ChipRow]:
     """The rows whose cell is not empty."""
     return [row for row in rows if row.values.get(column)]
