@@ -112,6 +112,23 @@ def test_other_labels_or_weights_are_another_run(root, make_params, capsys):
     assert len(list((root / "work/finetune").iterdir())) == 4
 
 
+def test_state_stays_until_dvc_has_what_it_made(root, monkeypatch, capsys):
+    """dvc deletes outs before a stage runs: killed before its dvc.lock, it would train anew."""
+    monkeypatch.setenv("DVC_STAGE", "finetune")
+    changes = {"operation.checkpoint_interval": 1}
+    whole = weights(run(root, **changes))
+    (folder,) = (root / "work/finetune").iterdir()
+    md5 = read_json(folder / "done.json")["md5"]
+    shutil.rmtree(root / finetune.RESULTS)
+    assert weights(run(root, **changes)) == whole
+    assert "continuing at step" in capsys.readouterr().err
+    outs = {"outs": [{"path": "downstream/results/finetune/model.safetensors", "md5": md5}]}
+    write_json(root / "downstream/dvc.lock", {"stages": {"finetune": outs}})
+    monkeypatch.setattr(finetune.under_dvc, "_in_cache", lambda folder, root: True)
+    assert weights(run(root, **changes)) == whole
+    assert "continuing at step" not in capsys.readouterr().err
+
+
 def test_other_code_is_refused(root):
     interrupted(root, 2)
     changed = finetuning.identity.CodeHash({"downstream/task.py": "0" * 64}, "0" * 64)

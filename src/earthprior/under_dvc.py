@@ -118,14 +118,15 @@ def _changed(stage: str, params: BaseModel, root: Path, read: Callable[[Path], B
     )
 
 
-def keep(folder: Path, root: Path) -> None:
+def keep(folder: Path, root: Path, network: str = NETWORK) -> None:
     """Mark the state in `folder` as that of a finished training, and forget those of others whose outs DVC has.
 
     Args:
         folder: The training's work folder, held by this process.
         root: The project's root, with the training's outs.
+        network: Which of these holds its weights.
     """
-    with (root / NETWORK).open("rb") as handle:
+    with (root / network).open("rb") as handle:
         digest = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False))
     write_json(folder / DONE, {"md5": digest.hexdigest()})
     for other in folder.parent.iterdir():
@@ -133,7 +134,7 @@ def keep(folder: Path, root: Path) -> None:
             forget(other)
 
 
-def reopen(folder: Path, root: Path) -> None:
+def reopen(folder: Path, root: Path, network: str = NETWORK, stage: str = "pretrain", lock: str = "dvc.lock") -> None:
     """Decide on the state of a finished training when the same one starts again.
 
     If DVC has its outs, the stage is meant to run anew, and the state goes. If not, dvc died in between: the training
@@ -142,11 +143,14 @@ def reopen(folder: Path, root: Path) -> None:
     Args:
         folder: The training's work folder, held by this process.
         root: The project's root.
+        network: See `keep`.
+        stage: That trains.
+        lock: dvc.lock of its pipeline.
     """
     if not (folder / DONE).exists():
         return
     # A clone has the dvc.lock of others, and not what they made, before it has pulled.
-    if _known_to_dvc(folder, root) and _in_cache(folder, root):
+    if _known_to_dvc(folder, root / lock, stage, network) and _in_cache(folder, root):
         for path in [path for path in folder.iterdir() if path.name not in HELD_BY]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     else:
@@ -164,11 +168,11 @@ def forget(folder: Path) -> None:
         return
 
 
-def _known_to_dvc(folder: Path, root: Path) -> bool:
+def _known_to_dvc(folder: Path, lock: Path, stage: str, network: str) -> bool:
     """Whether dvc.lock holds the outs that the training left."""
     try:
-        outs = _yaml(root / "dvc.lock")["stages"]["pretrain"]["outs"]
-        return read_json(folder / DONE)["md5"] in [out["md5"] for out in outs if out["path"] == NETWORK]
+        outs = _yaml(lock)["stages"][stage]["outs"]
+        return read_json(folder / DONE)["md5"] in [out["md5"] for out in outs if out["path"] == network]
     except (OSError, ValueError, YAMLError, LookupError, TypeError):
         return False
 

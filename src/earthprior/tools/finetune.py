@@ -16,6 +16,7 @@ from typing import Any
 from earthprior import build, identity, under_dvc
 from earthprior.downstream import finetuning, page
 from earthprior.downstream.finetuning import Done, Finetuning, Work
+from earthprior.downstream.saved import WEIGHTS
 from earthprior.files import read_json, write_atomic, write_json
 from earthprior.journal import Journal
 from earthprior.loading import load_backbone
@@ -30,6 +31,7 @@ from earthprior.training.stop import stop_requests
 
 FOLDER = Path("downstream")
 RESULTS = FOLDER / "results/finetune"
+NETWORK = f"{RESULTS}/{WEIGHTS}"
 
 
 def run(params: DownstreamParams, root: Path, accept_code: bool = False) -> None:
@@ -60,8 +62,16 @@ def run(params: DownstreamParams, root: Path, accept_code: bool = False) -> None
             values = {**work.made.values, "pretrained": str(params.pretrained), "train_chips": len(work.train)}
             return open_tracker(root, name, values, {**tags, **_pretraining(pretrained)}, journal)
 
-        hooks = Hooks(open_run, trained=lambda done: _judge(work, done, home), done=CheckpointStore.delete)
+        def done(store: CheckpointStore) -> None:
+            if under_dvc.present():
+                under_dvc.keep(folder, root, NETWORK)
+            else:
+                store.delete()
+
+        hooks = Hooks(open_run, trained=lambda found: _judge(work, found, home), done=done)
         with only_writer(folder, process):
+            if process.is_first:
+                under_dvc.reopen(folder, root, NETWORK, "finetune", f"{FOLDER}/dvc.lock")
             process.wait()
             Finetuning(work, home, hooks, process).run(stop, accept_code)
 
