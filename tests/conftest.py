@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from earthprior.params import Params, load, parse, read_mapping
 
 ROOT = Path(__file__).parents[1]
 BAND_NAMES = ("red", "green", "blue", "nir")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test before may have left torch another number of threads, which changes how sums round."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def _write_chip(
