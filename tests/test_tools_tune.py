@@ -506,7 +506,7 @@ def test_threads_are_divided(make_params: Callable[..., Params]) -> None:
 def test_the_study_is_the_parent_of_its_trials_in_mlflow(project: MakeProject) -> None:
     root, params = project(epochs=1, tune__trials=2)
     done = start(root, mlflow=True)
-    said, _ = done.communicate(timeout=90)
+    said, _ = done.communicate(timeout=240)
     assert done.returncode == 0, said
     with sqlite3.connect(root / "mlflow.db") as database:
         runs = dict(database.execute("select name, run_uuid from runs where status = 'FINISHED'").fetchall())
