@@ -17,7 +17,6 @@ from earthprior.bench.holdout import hold_out, places
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.read import ChipSpec, read_chip
 from earthprior.chips.selection import JUDGED_CHIPS, spread
-from earthprior.downstream.budget import strata_by_pixels
 from earthprior.errors import DataError
 from earthprior.params.bench import BenchParams
 from earthprior.prediction.tiling import predict_chip
@@ -119,15 +118,6 @@ def divide(
     needed = min((budget for budget in bench.budgets if isinstance(budget, int)), default=1)
     held, rest = hold_out(train, places(folder, train), bench.holdout, needed)
     return rest, held, judged
-
-
-def strata_of(rows: Sequence[ChipRow], read_label: ReadLabel, classes: int) -> list[Hashable]:
-    """See `downstream.budget.strata_by_pixels`."""
-    counts = np.zeros((len(rows), classes), np.int64)
-    for place, row in enumerate(rows):
-        label = read_label(row)
-        counts[place] = np.bincount(label[label >= 0].ravel(), minlength=classes)
-    return strata_by_pixels(counts)
 
 
 def _plain(pixels: Array) -> Array:

@@ -17,8 +17,6 @@ from earthprior.params.bench import BenchParams
 from earthprior.report import SCORE_NAMES, Number, Picture, Report, Section, Table, count, number, render
 from earthprior.training.progress import duration
 
-OTHER_NAMES = {"iou": "IoU", "f1": "F1", "r2": "R2", "mae": "mean absolute error"}
-
 
 @dataclass(frozen=True)
 class About:
@@ -41,11 +39,6 @@ class About:
     command: str
 
 
-def metric_name(metric: str) -> str:
-    """For the eye."""
-    return SCORE_NAMES.get(metric) or OTHER_NAMES.get(metric, metric)
-
-
 def write(folder: Path, rows: Sequence[Row], fits: Collection[Fit], bench: BenchParams, about: About) -> Path:
     """Write report.html and figures/*.png from the rows that are there; the path of the page.
 
@@ -64,8 +57,8 @@ def write(folder: Path, rows: Sequence[Row], fits: Collection[Fit], bench: Bench
         if curves[metric]:
             path = folder / f"figures/{metric}.png"
             marked = headline(answers(curves[metric]))
-            save_png(labels_figure(curves[metric], metric_name(metric), about.judged, marked), path)
-            pictures.append(Picture(path, f"{metric_name(metric)} over labelled chips, a line per method"))
+            save_png(labels_figure(curves[metric], SCORE_NAMES[metric], about.judged, marked), path)
+            pictures.append(Picture(path, f"{SCORE_NAMES[metric]} over labelled chips, a line per method"))
     done = [row for row in rows if row.fit in fits]
     missing = len(set(fits)) - len(done)
     report = Report(
@@ -93,7 +86,7 @@ def verdict(answer: Answer | None, metric: str) -> str:
         return ""
     point = answer.pretrained
     text = (
-        f"With {count(point.labels, 'labelled chip')} the fine-tuned network has {_article(metric_name(metric))} of "
+        f"With {count(point.labels, 'labelled chip')} the fine-tuned network has {_article(SCORE_NAMES[metric])} of "
         f"{point.mean:.3f}. "
     )
     if answer.needed is None:
@@ -125,7 +118,7 @@ def _numbers(found: Sequence[Point], answer: Answer | None, rows: Sequence[Row],
         for name in NAMES:
             for point in found:
                 if point.method == name and point.labels == labels:
-                    note = f"{metric_name(metric)} with {labels} labels, {count(len(point.values), 'seed')}"
+                    note = f"{SCORE_NAMES[metric]} with {labels} labels, {count(len(point.values), 'seed')}"
                     numbers.append(Number(NAMES[name], f"{point.mean:.3f}", note))
     busy = math.fsum(row.cpu_seconds for row in rows)
     return [*numbers, Number("Computed", duration(busy), f"of processor time, {count(len(rows), 'fit')} and judging")]
@@ -142,7 +135,7 @@ def _tables(curves: Mapping[str, Sequence[Point]], metrics: Sequence[str]) -> li
             cells = {point.labels: _cell(point) for point in found if point.method == method}
             if cells:
                 rows.append([METHODS[method].title, *(cells.get(one, "-") for one in labels)])
-        caption = f"{metric_name(metric)}: mean over seeds, and the least and greatest"
+        caption = f"{SCORE_NAMES[metric]}: mean over seeds, and the least and greatest"
         tables.append(Table(["method", *(count(one, "label") for one in labels)], rows, caption))
     return tables
 
@@ -167,7 +160,7 @@ def _pairs(found: Sequence[Point], metric: str) -> Section:
         "Fine-tuned less from scratch, seed by seed (a seed draws the same chips for both, and the smaller budget is "
         "part of the larger one). Above 0, pretraining is worth more than the further labels."
     )
-    columns = ["labels, pretrained", "labels, scratch", f"{metric_name(metric)}, difference", "each seed"]
+    columns = ["labels, pretrained", "labels, scratch", f"{SCORE_NAMES[metric]}, difference", "each seed"]
     return Section("What pretraining is worth in labels", [text], tables=[Table(columns, rows)] if rows else [])
 
 

@@ -18,14 +18,9 @@ from earthprior.downstream.fitting import BackboneNormalizer, read, whole_chips
 from earthprior.downstream.judging import HEADLINES, judge, map_of
 from earthprior.downstream.saved import Finetuned
 from earthprior.figures.maps import MapPanel, maps_figure
-from earthprior.report import Number, Picture, Report, Section, Table, count, number
+from earthprior.report import SCORE_NAMES, Number, Picture, Report, Section, Table, count, number
 from earthprior.scoring import Score, flat_scores
 from earthprior.training.headline import Headline
-
-NAMES = {
-    "average_precision": "average precision", "iou": "IoU", "mean_iou": "mean IoU", "f1": "F1", "accuracy": "accuracy",
-    "r2": "R2", "mae": "mean absolute error",
-}  # fmt: skip
 
 SHOWN_CHIPS = 6
 
@@ -75,10 +70,10 @@ def judged(work: Work, done: Done) -> Found:
 
 def told(found: Found) -> list[str]:
     """The result in a few lines for a terminal."""
-    scores = ", ".join(f"{NAMES.get(name, name)} {spelled(score)}" for name, score in found.scores.items())
+    scores = ", ".join(f"{SCORE_NAMES[name]} {spelled(score)}" for name, score in found.scores.items())
     lines = [f"{scores} (with 95 % intervals over {count(len(found.work.judged), f'{found.work.usage} chip')})"]
     if (name := found.headline.name) in found.baseline:
-        lines.append(f"raw pixels with local context: {NAMES[name]} {spelled(found.baseline[name])}")
+        lines.append(f"raw pixels with local context: {SCORE_NAMES[name]} {spelled(found.baseline[name])}")
     return lines
 
 
@@ -132,7 +127,7 @@ def report(found: Found, pictures: dict[str, Path], identity: Sequence[tuple[str
         verdict="" if first is None else _verdict(found, first),
         below=_below(found),
         numbers=[
-            Number(NAMES.get(name, name), number(score.value, ".3f"), _interval(score))
+            Number(SCORE_NAMES[name], number(score.value, ".3f"), _interval(score))
             for name, score in found.scores.items()
         ],
         sections=[
@@ -202,7 +197,7 @@ def _learned(found: Found, classes: Sequence[Any]) -> str:
 
 def _table(found: Found) -> Table:
     rows = [
-        [NAMES.get(name, name), spelled(score), *([spelled(found.baseline[name])] if found.baseline else [])]
+        [SCORE_NAMES[name], spelled(score), *([spelled(found.baseline[name])] if found.baseline else [])]
         for name, score in found.scores.items()
     ]
     columns = ["score", "network", *(["raw pixels with local context"] if found.baseline else [])]
