@@ -13,6 +13,7 @@ from torch import Tensor
 from earthprior.chips.batch import LABEL, UNLABELLED, Batch
 from earthprior.chips.catalog import ChipRow
 from earthprior.chips.selection import some_crops
+from earthprior.downstream.network import answer
 from earthprior.downstream.saved import Finetuned
 from earthprior.downstream.task import DownstreamTask
 from earthprior.prediction.tiling import predict_chip
@@ -121,8 +122,7 @@ class Scores:
 
 def predicted(task: DownstreamTask, batch: Batch) -> Tensor:
     """Probabilities or numbers of the task's present network."""
-    output: Tensor = task.network(batch.x0, batch.valid).float()
-    return output * task.scale[1] + task.scale[0] if task.kind == "regression" else output.softmax(dim=1)
+    return answer(task.network(batch.x0, batch.valid), task.kind, *task.scale)
 
 
 @torch.no_grad()

@@ -104,6 +104,18 @@ class Head(nn.Module):
             getattr(self, f"std_{place}").copy_(std.view(1, -1, 1, 1))
 
 
+def answer(output: Tensor, kind: str, mean: float | Tensor, std: float | Tensor) -> Tensor:
+    """What a network's scores mean: probabilities of classes, or numbers in the label's unit.
+
+    Args:
+        output: (B, K, ...).
+        kind: segmentation, classification or regression.
+        mean: Of the numbers that it was trained on.
+        std: Their deviation.
+    """
+    return output.float() * std + mean if kind == "regression" else output.float().softmax(dim=1)
+
+
 class DownstreamNetwork(nn.Module):
     """Backbone and head.
 

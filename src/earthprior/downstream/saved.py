@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from earthprior.backbone import Backbone
-from earthprior.downstream.network import DownstreamNetwork, Head
+from earthprior.downstream.network import DownstreamNetwork, Head, answer
 from earthprior.errors import EarthPriorError
 from earthprior.files import read_json, write_atomic, write_json
 from earthprior.networks.tensor_file import listed, mismatches
@@ -51,7 +51,8 @@ class Finetuned(nn.Module):
         self.kind = str(description["kind"])
         self.classes: list[int | str] = list(description["classes"])
         self.crop_px = int(description["crop_px"])
-        self._scale = tuple(float(value) for value in description["scale"])
+        mean, std = description["scale"]
+        self._scale = float(mean), float(std)
         self.eval()
 
     @property
@@ -65,22 +66,22 @@ class Finetuned(nn.Module):
         """Names of the bands."""
         return self.backbone.bands
 
+    def normalize(self, raw: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What `predict` takes, see `Backbone.normalize`."""
+        return self.backbone.normalize(raw, valid)
+
     @torch.no_grad()
     def predict(self, x0: Tensor, valid: Tensor | None = None) -> Tensor:
         """What it says of chips.
 
         Args:
-            x0: (B, C, H, W), of `backbone.normalize`; any size.
+            x0: (B, C, H, W), of `normalize`; any size.
             valid: (B, 1, H, W) bool; all where it is None. Acts where chips have one label each.
 
         Returns:
             Probabilities (B, K, H, W) or (B, K), K = 2 for two classes; or numbers (B, 1) in the label's unit.
         """
-        output: Tensor = self.network(x0, valid).float()
-        if self.kind == "regression":
-            mean, std = self._scale
-            return output * std + mean
-        return output.softmax(dim=1)
+        return answer(self.network(x0, valid), self.kind, *self._scale)
 
     def forward(self, x0: Tensor) -> Tensor:
         """See `predict`."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from earthprior.chips.problems import ChipError, Tally, chip_error
 from earthprior.chips.scene import open_scene, tags_of
@@ -46,19 +45,6 @@ class Count:
     made: int = 0
     kept: int = 0
     failed: int = 0
-
-
-class _Mapper:
-    """A finetuned network as scenes are mapped by it."""
-
-    def __init__(self, model: Finetuned) -> None:
-        self._model = model
-
-    def normalize(self, raw: Tensor, valid: Tensor) -> Tensor:
-        return self._model.backbone.normalize(raw, valid)
-
-    def predict(self, x0: Tensor) -> Tensor:
-        return self._model.predict(x0)
 
 
 def map_all(model: Finetuned, images: Sequence[Image], wanted: Wanted, device: torch.device, tally: Tally) -> Count:
@@ -106,7 +92,7 @@ def _map(
         if note:
             told.once(note)
         pixels, done = scene.grid.height * scene.grid.width, 0
-        for count in write_products(products, scene, _Mapper(model), wanted.tiling, len(model.classes), device):
+        for count in write_products(products, scene, model, wanted.tiling, len(model.classes), device):
             done += count
             told.within(image.files[0], done / pixels)
 

@@ -108,7 +108,7 @@ def _columns(model: Finetuned) -> list[str]:
 def _predicted(model: Finetuned, batch: WholeChips, device: torch.device) -> Iterator[list[Any]]:
     """Per chip the class and its probabilities, or the number; empty cells for a chip without data."""
     valid = batch.valid.to(device)
-    found = model.predict(model.backbone.normalize(batch.pixels.to(device), valid), valid[:, None]).cpu()
+    found = model.predict(model.normalize(batch.pixels.to(device), valid), valid[:, None]).cpu()
     for values, mask in zip(found, batch.valid, strict=True):
         if not mask.any():
             yield [""] * (1 + len(model.classes))
