@@ -48,6 +48,12 @@ def load_backbone(
     return adapted(found, found.bands if bands is None else bands, statistics)
 
 
+def within(root: Path, named: str) -> Path | str:
+    """What `load_backbone` takes, from what params name: a place in the project where there is one of that name."""
+    place = root / named
+    return place if place.exists() else named
+
+
 def _found(path_or_run: str | Path) -> Backbone:
     text, path = str(path_or_run), Path(path_or_run)
     if URI.fullmatch(text):

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from earthprior import build
 from earthprior.backbone import Backbone
@@ -22,6 +17,7 @@ from earthprior.bench.table import Table
 from earthprior.bench.work import work
 from earthprior.chips.catalog import ChipRow, load_catalog
 from earthprior.chips.read import ChipSpec
+from earthprior.digests import digest, tensors_digest
 from earthprior.downstream import labels as label_columns
 from earthprior.downstream.fitting import Setup, untrained
 from earthprior.downstream.fitting import fit as finetune
@@ -29,7 +25,7 @@ from earthprior.downstream.labels import Labels
 from earthprior.errors import ParamsError
 from earthprior.files import sha256_file
 from earthprior.identity import code_hash, data_version, main_root
-from earthprior.loading import load_backbone
+from earthprior.loading import load_backbone, within
 from earthprior.params import DownstreamParams
 from earthprior.params.bench import BenchParams
 from earthprior.report import count
@@ -99,8 +95,7 @@ def prepare(params: DownstreamParams, root: Path, jobs: int) -> Setting:
             "multiple"
         )
     device = build.device(params)
-    place = root / params.pretrained
-    backbone = load_backbone(place if place.exists() else params.pretrained).to(device)
+    backbone = load_backbone(within(root, params.pretrained)).to(device)
     catalog = load_catalog(params.data, root)
     labels, rows, strata = label_columns.find(params, catalog.dir, catalog.split("train"))
     validate, test = (
@@ -115,7 +110,7 @@ def prepare(params: DownstreamParams, root: Path, jobs: int) -> Setting:
         rest,        [kinds[row.line] for row in rest], held, judged, device,
     )  # fmt: skip
     made_of = _made_of(params, bench, backbone, root, catalog.path)
-    name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+    name = digest(made_of)[:12]
     metrics = METRICS.get(len(labels.classes), MORE_METRICS)
     table = Table(main_root(root) / "work/bench" / name / "bench.csv", name, metrics)
     code = code_hash(start="tools/bench.py").digest[:12]
@@ -155,20 +150,12 @@ def _made_of(
     acting = params.model_copy(update={"train": "all"}).active()
     finetuning = {key: value for key, value in acting.items() if key not in own}
     data = {"catalog": sha256_file(catalog)[:12], "data_md5": data_version(root)[0]}
-    return {"format": FORMAT, "backbone": digest(backbone), **data, **finetuning, **section}
+    return {"format": FORMAT, "backbone": _backbone_digest(backbone), **data, **finetuning, **section}
 
 
-def digest(backbone: Backbone) -> str:
+def _backbone_digest(backbone: Backbone) -> str:
     """What a backbone is: its description and every weight, in 12 hex digits."""
-    found = hashlib.sha256(json.dumps(backbone.description, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(backbone.tensors().items()):
-        found.update(name.encode())
-        found.update(_bytes(tensor))
-    return found.hexdigest()[:12]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(float(tensor)).encode()
+    return digest({"description": backbone.description, "tensors": tensors_digest(backbone.tensors())})[:12]
 
 
 def _identity(

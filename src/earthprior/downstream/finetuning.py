@@ -20,6 +20,7 @@ from earthprior.backbone import Backbone
 from earthprior.chips.catalog import ChipRow, load_catalog
 from earthprior.chips.problems import chip_error
 from earthprior.chips.selection import JUDGED_CHIPS, chip_key, spread
+from earthprior.digests import digest, tensors_digest
 from earthprior.downstream import labels as labels_module
 from earthprior.downstream.budget import choose
 from earthprior.downstream.fitting import BackboneNormalizer, Setup, finetuned, make_trainer, reader, untrained
@@ -137,7 +138,7 @@ def _made(setup: Setup, catalog: Path, train: Sequence[ChipRow], validate: Seque
             "validate_sha256": _digest_of_chips(folder, validate, column),
         },
         "pretrained": {
-            "sha256": digest(setup.backbone),
+            "sha256": backbone_digest(setup.backbone),
             "fingerprint": setup.backbone.description.get("fingerprint"),
             "t": setup.backbone.t,
             "side": setup.backbone.description["serving"].get("side"),
@@ -146,8 +147,7 @@ def _made(setup: Setup, catalog: Path, train: Sequence[ChipRow], validate: Seque
     values = setup.params.active()
     # Which chips are used counts, not what else the catalog says of others.
     seen = {**facts, "data": {name: value for name, value in facts["data"].items() if name != "catalog_sha256"}}
-    known = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-    return Made(identity.fingerprint(values, known), values, {}, facts)
+    return Made(identity.fingerprint(values, digest(seen)), values, {}, facts)
 
 
 def _digest_of_chips(folder: Path, rows: Sequence[ChipRow], column: str) -> str:
@@ -165,15 +165,10 @@ def _digest_of_chips(folder: Path, rows: Sequence[ChipRow], column: str) -> str:
     return found.hexdigest()
 
 
-def digest(backbone: Backbone) -> str:
+def backbone_digest(backbone: Backbone) -> str:
     """SHA-256 of all tensors of a backbone, and of what normalizes its chips."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(backbone.tensors().items()):
-        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.numpy().tobytes())
     told = {name: backbone.description.get(name) for name in ("network", "bands", "precondition", "normalization")}
-    found.update(json.dumps(told, sort_keys=True).encode())
-    return found.hexdigest()
+    return digest({**told, "tensors": tensors_digest(backbone.tensors())})
 
 
 class Finetuning(Course):

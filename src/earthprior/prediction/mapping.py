@@ -10,11 +10,11 @@ import torch
 
 from earthprior.chips.problems import ChipError, Tally, chip_error
 from earthprior.chips.scene import open_scene, tags_of
+from earthprior.digests import digest, files_digest, tensors_digest
 from earthprior.downstream.saved import Finetuned
 from earthprior.files import sweep
 from earthprior.prediction.inputs import Image, check_apart_from_results
 from earthprior.prediction.maps import TAG, Product, classes_product, probabilities_product, write_products
-from earthprior.prediction.origin import digest, files_digest, weights_digest
 from earthprior.prediction.scenes import Tiling
 from earthprior.prediction.telling import Told
 
@@ -61,7 +61,7 @@ def map_all(model: Finetuned, images: Sequence[Image], wanted: Wanted, device: t
         ChipError: A map would replace an image.
     """
     images = list({image.stem: image for image in images}.values())
-    made_by = weights_digest(model)
+    made_by = tensors_digest(model.state_dict())
     check_apart_from_results(images, (path for image in images for path in _paths(image, wanted)))
     for folder in {path.parent for image in images for path in _paths(image, wanted)}:
         # What a killed call has left.

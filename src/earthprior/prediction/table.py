@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from earthprior.chips.problems import ChipError, Tally
+from earthprior.digests import digest, files_digest, tensors_digest
 from earthprior.downstream.saved import Finetuned
 from earthprior.errors import DataError
 from earthprior.files import read_json, replacing, write_json
@@ -17,7 +18,6 @@ from earthprior.params.plain import shown
 from earthprior.prediction.chips import WholeChips, warm_up, whole_chips
 from earthprior.prediction.inputs import Image
 from earthprior.prediction.mapping import Count
-from earthprior.prediction.origin import digest, files_digest, weights_digest
 from earthprior.prediction.telling import Told
 
 TABLE, FACTS = "predictions.csv", "predictions.json"
@@ -55,7 +55,8 @@ def tabulate(
             "them into different folders (--out)"
         )
     made_of = digest({
-        "model": weights_digest(model), "nodata": nodata, "cells": digest({"rows": [dict(i.cells) for i in images]}),
+        "model": tensors_digest(model.state_dict()), "nodata": nodata,
+        "cells": digest({"rows": [dict(i.cells) for i in images]}),
         "files": files_digest(path for image in images for path in image.paths), "classes": model.classes,
     })  # fmt: skip
     if not force and _made_of(out) == made_of:

@@ -12,6 +12,7 @@ from earthprior import build
 from earthprior.backbone import Backbone
 from earthprior.chips.problems import ChipError, Tally
 from earthprior.chips.verdict import counted
+from earthprior.digests import FilesDigest, digest, tensors_digest
 from earthprior.errors import DataError
 from earthprior.files import sha256_file
 from earthprior.loading import load_backbone
@@ -19,7 +20,6 @@ from earthprior.params import Params
 from earthprior.prediction.chips import warm_up, whole_chips
 from earthprior.prediction.embedding import Embedder, is_vectors, made_of, schema_of, vectors_file
 from earthprior.prediction.inputs import Catalog, Image
-from earthprior.prediction.origin import FilesDigest, digest, weights_digest
 from earthprior.prediction.telling import Told
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _asked(params: Params, catalog: Catalog, backbone: Backbone, embedder: Embed
     if not count:
         raise DataError(f"{catalog.path.name} has no rows")
     return count, digest({
-        "weights": weights_digest(backbone), "facts": embedder.facts, "nodata": params.data.nodata,
+        "weights": tensors_digest(backbone.state_dict()), "facts": embedder.facts, "nodata": params.data.nodata,
         "catalog": sha256_file(catalog.path), "files": files.value(),
     })  # fmt: skip
 

@@ -19,7 +19,7 @@ from earthprior.downstream.finetuning import Done, Finetuning, Work
 from earthprior.downstream.saved import WEIGHTS
 from earthprior.files import read_json, write_atomic, write_json
 from earthprior.journal import Journal
-from earthprior.loading import load_backbone
+from earthprior.loading import load_backbone, within
 from earthprior.params import DownstreamParams
 from earthprior.report import render
 from earthprior.tracking import Tracker, open_tracker
@@ -49,8 +49,7 @@ def run(params: DownstreamParams, root: Path, accept_code: bool = False) -> None
         DivergedError: Loss or gradient became non-finite.
     """
     prepare_torch(params.threads)
-    place = Path(params.pretrained)
-    pretrained = root / place if (root / place).exists() else params.pretrained
+    pretrained = within(root, params.pretrained)
     backbone = load_backbone(pretrained)
     with world(build.device(params)) as (process, device), stop_requests() as stop:
         work = finetuning.prepare(params, root, backbone, device)

@@ -1,4 +1,4 @@
-"""What a prediction was made of, as one short text: where it is the same, the prediction need not be made again."""
+"""What something was made of, as one short text: where it is the same, it need not be made again."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 
 def digest(facts: Mapping[str, Any]) -> str:
-    """Of plain values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Of a model's tensors and their names."""
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
     found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return found.hexdigest()[:32]
+    return found.hexdigest()
 
 
 class FilesDigest:
@@ -42,7 +42,7 @@ class FilesDigest:
 
     def value(self) -> str:
         """Of all so far."""
-        return self._hash.hexdigest()[:32]
+        return self._hash.hexdigest()
 
 
 def files_digest(paths: Iterable[Path]) -> str:
