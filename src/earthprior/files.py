@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,23 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` (text as UTF-8) to `path`, never leaving a partial file under that name."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def move_into(folder: Path, results: Path, names: Iterable[str]) -> None:
+    """Move what was built aside to where it belongs, in place of what was there: files and folders.
+
+    Args:
+        folder: Where it was built; nothing else is left in it afterwards.
+        results: Where it belongs; made when missing.
+        names: Of all that was built.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        target = results / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(folder / name, target)
+    folder.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -26,7 +26,7 @@ from earthprior.downstream.budget import choose
 from earthprior.downstream.fitting import BackboneNormalizer, Setup, finetuned, make_trainer, reader, untrained
 from earthprior.downstream.labels import RASTERS, judgeable
 from earthprior.downstream.saved import CONFIG, WEIGHTS, Finetuned
-from earthprior.errors import DataError, StorageError, mended_by
+from earthprior.errors import DataError
 from earthprior.files import read_json, sha256_file, sweep, write_csv, write_json
 from earthprior.params import DownstreamParams
 from earthprior.tracking import Tracker
@@ -35,6 +35,7 @@ from earthprior.training.demands import check_batch_size
 from earthprior.training.distributed import World
 from earthprior.training.loop import Outcome, Trainer
 from earthprior.training.order import TrainingChips
+from earthprior.training.outs import told_where
 from earthprior.training.run import Home
 
 TRAINING = "downstream/finetuning.py"
@@ -221,17 +222,12 @@ class Finetuning(Course):
         model = finetuned(self.work.setup, trainer, outcome)
         model.description |= {"fingerprint": self.made.fingerprint, "params": dict(self.made.values)}
         results = self.home.results
-        try:
+        with told_where(self.home):
             sweep(results)
             model.save(results)
             write_csv(results / "history.csv", pd.DataFrame(outcome.history))
             write_json(results / "environment.json", self.environment)
             write_json(results / "mlflow_run.json", tracker.ref.to_json())
-        except OSError as error:
-            raise StorageError(
-                f"{self.home.shown(results)}/ could not be written ({error.strerror or error}). To mend it: "
-                f"{mended_by(error) or 'look at that folder'}; the same command then continues from the last checkpoint"
-            ) from error
         tracker.log_artifact(results / WEIGHTS, "weights")
         for path in (results / CONFIG, results / "environment.json", results / "history.csv", self.home.params_path):
             tracker.log_artifact(path)

@@ -6,7 +6,6 @@ are the catalog's test chips where it has any, else the validation chips.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,7 @@ from earthprior.chips.selection import (
 from earthprior.errors import EarthPriorError
 from earthprior.evaluation import denoising, gallery, pages, probing, provenance, samples
 from earthprior.evaluation.labelled import Material
-from earthprior.files import write_atomic, write_csv, write_json
+from earthprior.files import move_into, write_atomic, write_csv, write_json
 from earthprior.handover import flat
 from earthprior.metrics import data_ranges
 from earthprior.params import Params, active, evaluation
@@ -210,13 +209,7 @@ def _write(evaluated: pages.Evaluated, root: Path, fingerprint: str) -> None:
     write_json(building / "metrics.json", evaluated.metrics())
     write_json(building / "serving.json", evaluated.probing.serving.to_json(fingerprint))
     write_atomic(building / "report.html", render(pages.report(evaluated, pictures)))
-    results.mkdir(parents=True, exist_ok=True)
-    for name in ("figures", "levels.csv", "metrics.json", "report.html", "serving.json"):
-        target = results / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(building / name, target)
-    building.rmdir()
+    move_into(building, results, ("figures", "levels.csv", "metrics.json", "report.html", "serving.json"))
 
 
 def _track(evaluated: pages.Evaluated, root: Path, fingerprint: str, pretrained: Path) -> None:

@@ -6,7 +6,6 @@ and, when the network was judged, metrics.json, report.html and figures/.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from earthprior import build, identity, under_dvc
 from earthprior.downstream import finetuning, page
 from earthprior.downstream.finetuning import Done, Finetuning, Work
 from earthprior.downstream.saved import WEIGHTS
-from earthprior.files import read_json, write_atomic, write_json
+from earthprior.files import move_into, read_json, write_atomic, write_json
 from earthprior.journal import Journal
 from earthprior.loading import load_backbone, within
 from earthprior.params import DownstreamParams
@@ -93,13 +92,10 @@ def _judge(work: Work, done: Done, home: Home) -> None:
     pictures = page.draw(found, building / "figures")
     write_json(building / "metrics.json", found.metrics())
     write_atomic(building / "report.html", render(page.report(found, pictures, _identity(work, home))))
-    for name in ("figures", "metrics.json", "report.html"):
-        target = home.results / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(building / name, target)
-        done.tracker.log_artifact(target, "finetune")
-    shutil.rmtree(building, ignore_errors=True)
+    names = ("figures", "metrics.json", "report.html")
+    move_into(building, home.results, names)
+    for name in names:
+        done.tracker.log_artifact(home.results / name, "finetune")
     done.tracker.log({f"finetune/{name}": value for name, value in found.metrics().items()}, 0)
     for line in page.told(found):
         print(f"finetune: {line}", file=sys.stderr, flush=True)

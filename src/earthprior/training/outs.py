@@ -6,7 +6,8 @@ environment.json and mlflow_run.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -37,8 +38,19 @@ def write(
     Raises:
         StorageError: A file cannot be written; the run's state is untouched.
     """
-    try:
+    with told_where(home):
         _write(outcome, task, environment, run, home, tracker)
+
+
+@contextmanager
+def told_where(home: Home) -> Iterator[None]:
+    """Says of a disk that refuses what a training leaves what that was, and that nothing is lost.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"{home.shown(home.results)}/ could not be written ({error.strerror or error}). To mend it: "
