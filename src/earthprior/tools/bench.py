@@ -6,7 +6,6 @@ and started again, a bench does what is left. The table, the report and its pict
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from earthprior.bench import pages
 from earthprior.bench.setting import Setting, prepare
-from earthprior.errors import EarthPriorError, Interrupted, StorageError
+from earthprior.errors import Interrupted
 from earthprior.files import write_json
 from earthprior.identity import identity_tags
 from earthprior.params import DownstreamParams
@@ -25,8 +24,6 @@ from earthprior.training.stop import TUNE_JOB, StopRequest, stop_requests
 from earthprior.tuning import jobs as processes
 
 REPORT_EVERY_SECONDS = 120.0
-
-logger = logging.getLogger(__name__)
 
 
 def run(params: DownstreamParams, root: Path, jobs: int) -> None:
@@ -59,7 +56,7 @@ class _Bench:
     def __init__(self, setting: Setting, root: Path) -> None:
         self.setting, self.root = setting, root
         self.folder = setting.table.path.parent
-        self._reported_at = time.monotonic()
+        self._reports = processes.Reports(self._report, self._rows, REPORT_EVERY_SECONDS, time.monotonic())
 
     def coordinate(self, jobs: int) -> None:
         """Work, here or in several processes, with the bench's run in MLflow open, and its report at the end."""
@@ -67,7 +64,7 @@ class _Bench:
         tracker = self._open_run()
         try:
             if jobs == 1:
-                self.setting.work(self._report_now_and_then)
+                self.setting.work(self._reports.now_and_then)
             else:
                 with stop_requests() as stop:
                     self._spawn(jobs, stop)
@@ -83,12 +80,11 @@ class _Bench:
     def _spawn(self, jobs: int, stop: StopRequest) -> None:
         command = processes.own_command(["bench"])
         environments = processes.environments(jobs, processes.visible_gpus(self.setting.params.operation.device))
-        codes = processes.run_jobs(command, environments, self.folder, stop, self._report_now_and_then)
+        codes = processes.run_jobs(command, environments, self.folder, stop, self._reports.now_and_then)
         if stop.signal_number:
             raise Interrupted("every fit that was done is kept", stop.signal_number)
         if any(codes):
-            ended = f"processes ended with exit codes {codes}; what they said stands above. The same command goes on"
-            raise StorageError(ended) if StorageError.exit_code in codes else EarthPriorError(ended)
+            raise processes.failure(codes, "processes ended with")
 
     def _say(self) -> None:
         setting = self.setting
@@ -110,26 +106,17 @@ class _Bench:
         write_json(known, tracker.ref.to_json())
         return tracker
 
-    def _report_now_and_then(self) -> None:
-        """So that a report is there in the morning even if the machine is not."""
-        if time.monotonic() - self._reported_at > REPORT_EVERY_SECONDS:
-            self._report()
-            self._reported_at = time.monotonic()
+    def _rows(self) -> int:
+        return len(self.setting.table.rows())
 
-    def _report(self) -> Path | None:
-        """No picture is worth a bench."""
+    def _report(self) -> Path:
         setting = self.setting
-        try:
-            return pages.write(
-                self.folder / "report", setting.table.rows(), setting.fits, setting.fitter.bench, setting.about
-            )
-        except Exception as error:  # noqa: BLE001 (see above)
-            logger.warning("the report could not be written (%s: %s)", type(error).__name__, error)
-            return None
+        rows, bench = setting.table.rows(), setting.fitter.bench
+        return pages.write(self.folder / "report", rows, setting.fits, bench, setting.about)
 
     def _finish(self, tracker: Tracker, status: str) -> None:
         """The report, and the bench's row in MLflow."""
-        report = self._report()
+        report = self._reports.write()
         rows = self.setting.table.rows()
         for name, (labels, value) in pages.metrics(rows, self.setting.fits, self.setting.about):
             tracker.log({name: value}, labels)

@@ -11,7 +11,6 @@ import logging
 import os
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from earthprior import build
 from earthprior.chips.selection import read_stats, select
 from earthprior.diffusion.gain import missing_levels, noise_levels
-from earthprior.errors import EarthPriorError, Interrupted, ParamsError, StorageError
+from earthprior.errors import EarthPriorError, Interrupted, ParamsError
 from earthprior.identity import code_hash, main_root
 from earthprior.params import Params, TuneParams
 from earthprior.params.editing import overlay, overlay_text, write
@@ -92,8 +91,7 @@ class _Search:
         self.study = studies.open_study(self.place, tune, common, self.epochs, space.own_values(params, tune))
         self.common = common
         self.tracker: Tracker | None = None
-        self._reported_at = 0.0
-        self._reported = -1
+        self._reports = processes.Reports(self._report, lambda: studies.count(self.study).done, REPORT_EVERY_SECONDS)
 
     def coordinate(self, jobs: int, wanted: int, stop: StopRequest) -> None:
         """Search in this process, or in several, with the study's own run in MLflow open, and its report at the end."""
@@ -156,10 +154,7 @@ class _Search:
         if stop.signal_number:
             raise Interrupted(f"all {jobs} processes saved their trials", stop.signal_number)
         if studies.count(self.study).done < wanted:
-            ended = (
-                f"processes ended early, with exit codes {codes}; what they said stands above. The same command goes on"
-            )
-            raise StorageError(ended) if StorageError.exit_code in codes else EarthPriorError(ended)
+            raise processes.failure(codes, "processes ended early, with")
 
     def _missing_levels(self) -> list[str]:
         """The judged noise levels that params.yaml's own schedule does not reach."""
@@ -198,22 +193,8 @@ class _Search:
         )
 
     def _report_now_and_then(self) -> None:
-        """So that a report is there in the morning even if the machine is not."""
         self._remember_run()
-        if time.monotonic() - self._reported_at > REPORT_EVERY_SECONDS:
-            done = studies.count(self.study).done
-            if done > self._reported:
-                self._try_report()
-                self._reported = done
-            self._reported_at = time.monotonic()
-
-    def _try_report(self) -> Path | None:
-        """No picture is worth a search."""
-        try:
-            return self._report()
-        except Exception as error:  # noqa: BLE001 (see above)
-            logger.warning("the report could not be written (%s: %s)", type(error).__name__, error)
-            return None
+        self._reports.now_and_then()
 
     def _report(self) -> Path:
         from earthprior.tuning import pages
@@ -225,7 +206,7 @@ class _Search:
 
     def _finish(self, tracker: Tracker, status: str) -> None:
         """The report, and the study's row in MLflow."""
-        report = self._try_report()
+        report = self._reports.write()
         best = -float("inf")
         for trial in self.study.get_trials(deepcopy=False, states=studies.DONE[:1]):
             best = max(best, trial.values[0])

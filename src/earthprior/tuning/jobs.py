@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from earthprior.errors import EarthPriorError, StorageError
 from earthprior.params import Params
 from earthprior.training.stop import TUNE_JOB, StopRequest
 
 POLL_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 def threads(params: Params, jobs: int) -> int:
@@ -99,6 +103,51 @@ def run_jobs(
     for reader in readers:
         reader.join()
     return [job.returncode for job in jobs]
+
+
+def failure(codes: Sequence[int], ended: str) -> EarthPriorError:
+    """What processes that ended early ended with, all told: the disk's fault where it was one's.
+
+    Args:
+        codes: Their exit codes.
+        ended: Who ended how, the beginning of the sentence.
+    """
+    told = f"{ended} exit codes {list(codes)}; what they said stands above. The same command goes on"
+    return StorageError(told) if StorageError.exit_code in codes else EarthPriorError(told)
+
+
+class Reports:
+    """A report that is written now and then, so that one is there in the morning even if the machine is not.
+
+    Args:
+        write: Writes it, and says where. No picture is worth the work that it tells of, so what it raises is told only.
+        done: How much there is to report; a report of nothing new is not written.
+        every_seconds: At least so much apart.
+        last: When the last one was, by the monotonic clock.
+    """
+
+    def __init__(
+        self, write: Callable[[], Path], done: Callable[[], int], every_seconds: float, last: float = 0.0
+    ) -> None:
+        self._write, self._done, self._every, self._last = write, done, every_seconds, last
+        self._reported = -1
+
+    def now_and_then(self) -> None:
+        """Write it, if it is time."""
+        if time.monotonic() - self._last > self._every:
+            done = self._done()
+            if done > self._reported:
+                self.write()
+                self._reported = done
+            self._last = time.monotonic()
+
+    def write(self) -> Path | None:
+        """Write it; where it is, if that worked."""
+        try:
+            return self._write()
+        except Exception as error:  # noqa: BLE001 (see above)
+            logger.warning("the report could not be written (%s: %s)", type(error).__name__, error)
+            return None
 
 
 def own_command(arguments: Sequence[str]) -> list[str]:
