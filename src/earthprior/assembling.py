@@ -21,6 +21,7 @@ from earthprior.diffusion.linear import LinearDenoiser
 from earthprior.errors import DataError, EarthPriorError
 from earthprior.files import read_json, sha256_file
 from earthprior.params import Params, parse, read_mapping
+from earthprior.params.reading import put
 
 FILES = ("config.json", "linear.safetensors", "network.safetensors")
 
@@ -81,9 +82,7 @@ def of_checkpoint(path: Path) -> Backbone:
     if linear.digest() != state["linear"]:
         raise EarthPriorError(f"{path}: {folder.name}/linear.safetensors is not the one of this checkpoint")
     content = read_mapping(root / "params.yaml")
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (content[section] if section else content)[name] = value
+    put(content, values)
     params = parse(content, f"params.yaml with what {made_of.RECORD} says")
     average = {name.removeprefix("module."): value for name, value in state["average"].items() if "." in name}
     facts = {"fingerprint": folder.name, "best_epoch": state["best_epoch"] or None, "step": state["step"]}

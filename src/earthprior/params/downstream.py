@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from earthprior.params.acting import flatten
 from earthprior.params.bench import BenchParams
 from earthprior.params.chips import AugmentationParams, FileParams
 from earthprior.params.kinds import (
@@ -121,11 +122,7 @@ class DownstreamParams(Section):
         without |= set() if self.train == "last" else {"last_levels"}
         without |= {"lr_decay"} if self.train == "head" else set()
         tree = self.model_dump(mode="json", exclude={"operation", "bench"} | sections | without)
-        found: dict[str, Any] = {}
-        for key, value in tree.items():
-            inner = value if isinstance(value, Mapping) else None
-            found |= {f"{key}.{name}": each for name, each in inner.items()} if inner is not None else {key: value}
-        return found
+        return dict(flatten(tree))
 
 
 @cache

@@ -43,10 +43,15 @@ def load_downstream(path: Path, changes: Mapping[str, Any] | None = None) -> Dow
         ParamsError: See `load`.
     """
     content = read_mapping(path)
-    for key, value in (changes or {}).items():
+    put(content, changes or {})
+    return parse_downstream(content, f"{path.parent.name}/{path.name}")
+
+
+def put(content: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Put values, by dotted key, in place of those of a plain mapping, whose sections are there."""
+    for key, value in values.items():
         section, _, name = key.rpartition(".")
         (content[section] if section else content)[name] = value
-    return parse_downstream(content, f"{path.parent.name}/{path.name}")
 
 
 def parse_downstream(content: Mapping[str, Any], source: str) -> DownstreamParams:
