@@ -39,9 +39,8 @@ def work(fits: Sequence[Fit], fitter: Fitter, table: Table, after: Callable[[], 
         if all(fit in scores for fit in fits):
             return
         for fit in ready(fits, bench, available, scores):
-            claim = FileLock(claims / _name(fit))
             try:
-                claim.acquire(timeout=0)
+                claim = FileLock(claims / _name(fit)).acquire(timeout=0)
             except Timeout:
                 continue
             with claim:
