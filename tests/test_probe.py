@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from sklearn.neural_network import MLPClassifier
 from torch.nn import functional as F
 
 from earthprior import probe, probe_models
@@ -200,6 +203,25 @@ def test_a_small_network_learns_what_a_line_cannot_also_of_a_rare_class() -> Non
     }
     assert found["mlp"] > 0.6
     assert found["linear"] < 0.3
+
+
+def test_a_small_network_learns_from_all_pixels_at_the_cost_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+    learn = MLPClassifier.partial_fit
+
+    def noted(model: MLPClassifier, values: np.ndarray, *rest: Any, **more: Any) -> MLPClassifier:
+        seen.append(values)
+        return learn(model, values, *rest, **more)
+
+    monkeypatch.setattr(MLPClassifier, "partial_fit", noted)
+    monkeypatch.setattr(probe_models, "ROUND_PIXELS", 700)
+    generator = np.random.default_rng(1)
+    values = generator.normal(size=(6000, 4)).astype(np.float32)
+    truths = (values[:, 0] * values[:, 1] > 0).astype(np.int64)
+    answer, _ = probe_models.mlp(values[:4000], truths[:4000], values[4000:])
+    assert average_precision_score(truths[4000:], answer[:, 1]) > 0.95
+    assert {len(part) for part in seen} == {700}
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 3600
 
 
 def test_quick_probes_rank_as_the_whole_ones_do() -> None:
