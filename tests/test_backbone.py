@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -96,6 +97,11 @@ def test_timesteps_may_differ_between_chips(make_finished):
         (lambda b: b.features(torch.zeros(1, 4, 16, 16), t=1000), "t: 1000 is no timestep .* choose 0 to 999"),
         (lambda b: b.features(torch.zeros(1, 4, 16, 16), t=torch.tensor([1, 2])), r"t has shape \(2,\)"),
         (lambda b: b.features(torch.zeros(1, 4, 16, 16), t=torch.tensor([1.5])), r"t has shape \(1,\) .*float"),
+        (
+            lambda b: b.features(torch.zeros(2, 4, 16, 16), t=torch.tensor([3, 1000])),
+            r"t: \[3, 1000\] are no timesteps",
+        ),
+        (lambda b: b.features(np.zeros((1, 4, 16, 16))), "chips are a ndarray; give a tensor"),
         (lambda b: b.features(torch.ones(1, 4, 16, 16).byte()), "x0 holds torch.uint8 values, as files do"),
         (lambda b: b.features(torch.zeros(1, 4, 16, 16), side="top"), "'top' is no side .* decoder or encoder"),
         (lambda b: b.normalize(torch.zeros(1, 5, 16, 16)), r"\(1, 5, 16, 16\)"),

@@ -96,6 +96,7 @@ def test_a_missing_file_is_named(make_finished, name):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
+        (None, "got None; give a folder"),
         ("nowhere/pretrain", "nowhere/pretrain does not exist"),
         ("weights.safetensors", "weights.safetensors does not exist"),
         ("README.md", "README.md is no backbone"),

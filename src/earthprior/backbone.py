@@ -132,6 +132,8 @@ class Backbone(nn.Module):
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.items()}
 
     def _check(self, chips: Tensor) -> None:
+        if not isinstance(chips, Tensor):
+            raise EarthPriorError(f"chips are a {type(chips).__name__}; give a tensor, e.g. torch.from_numpy(chips)")
         if chips.ndim != 4 or chips.shape[1] != len(self.bands):
             raise EarthPriorError(
                 f"chips of shape {tuple(chips.shape)}: this backbone takes (B, {len(self.bands)}, H, W), the bands "
@@ -145,6 +147,9 @@ class Backbone(nn.Module):
             if t.shape != x0.shape[:1] or t.is_floating_point():
                 what = f"t has shape {tuple(t.shape)} and holds {t.dtype}"
                 raise EarthPriorError(f"{what}: give one timestep, an integer, or one for each of the chips")
+            # A GPU would have to wait for the answer, so that only what lies on the host is looked at.
+            if t.device.type == "cpu" and not bool(((t >= 0) & (t <= last)).all()):
+                raise EarthPriorError(f"t: {t.tolist()} are no timesteps of this backbone - choose 0 to {last}")
             return t.to(x0.device)
         step = self.t if t is None else int(t)
         if not 0 <= step <= last:

@@ -55,6 +55,10 @@ def within(root: Path, named: str) -> Path | str:
 
 
 def _found(path_or_run: str | Path) -> Backbone:
+    if not isinstance(path_or_run, str | Path):
+        raise EarthPriorError(
+            f"load_backbone got {path_or_run!r}; give a folder, a file, an MLflow run or a DVC experiment"
+        )
     text, path = str(path_or_run), Path(path_or_run)
     if URI.fullmatch(text):
         return _of_uri(text)
