@@ -193,3 +193,19 @@ def test_one_value_per_image_is_a_table_with_the_catalogs_columns(
         capsys.readouterr()
         run(root, sound, out=root / "one")
     assert "0 predictions, 1 made before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("segmentation", [1, 2, 7]), ("regression", [])])
+def test_an_image_in_another_unit_is_told_of(
+    root: Path, make_params: Any, capsys: pytest.CaptureFixture[str], kind: str, classes: list[int]
+) -> None:
+    finetuned(make_params, kind, classes).save(root / predict.MODEL)
+    path = root / "data/chips/chip_002.tif"
+    with rasterio.open(path) as source:
+        profile, pixels = source.profile, source.read()
+    with rasterio.open(path, "w", **{**profile, "dtype": "float32"}) as target:
+        target.write(pixels / np.float32(1e6))
+    run(root)
+    said = capsys.readouterr().err
+    assert "predict: chips/chip_002.tif: 100% of its values are none that the pretraining's chips had (red " in said
+    assert said.count("that the pretraining's chips had") == 1

@@ -43,6 +43,7 @@ class Embedder:
         device: Where features are computed.
 
     Attributes:
+        backbone: See above.
         bands: That chips must have.
         names: Of the vector's numbers.
         facts: What the vectors are, plain values.
@@ -50,7 +51,7 @@ class Embedder:
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
         serving = backbone.description["serving"]
-        self._backbone, self._device = backbone, device
+        self.backbone, self._device = backbone, device
         self.bands = backbone.bands
         self._side = str(serving.get("side", "decoder"))
         widths = backbone.widths[self._side]
@@ -76,7 +77,7 @@ class Embedder:
     def __call__(self, chips: WholeChips) -> NDArray[np.float32]:
         """(B, D), NaN for a chip without data."""
         valid = chips.valid.to(self._device)
-        x0 = self._backbone.normalize(chips.pixels.to(self._device), valid)
+        x0 = self.backbone.normalize(chips.pixels.to(self._device), valid)
         unit = torch.ones(len(x0), x0.shape[1], 1, 1, device=self._device)
         found = self._pooled(Batch(x0, valid[:, None], Affine(torch.zeros_like(unit), unit)))
         vectors: NDArray[np.float32] = found.numpy()
@@ -84,7 +85,7 @@ class Embedder:
         return vectors
 
     def _features(self, batch: Batch) -> list[Tensor]:
-        pyramid = self._backbone.features(batch.x0, side=self._side)
+        pyramid = self.backbone.features(batch.x0, side=self._side)
         return [pyramid[level] for level in self._levels]
 
 

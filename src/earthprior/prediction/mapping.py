@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from earthprior.chips.problems import ChipError, Tally, chip_error
 from earthprior.chips.scene import open_scene, tags_of
@@ -15,6 +16,7 @@ from earthprior.downstream.saved import Finetuned
 from earthprior.files import sweep
 from earthprior.prediction.inputs import Image, check_apart_from_results
 from earthprior.prediction.maps import TAG, Product, classes_product, probabilities_product, write_products
+from earthprior.prediction.ranges import Ranges
 from earthprior.prediction.scenes import Tiling
 from earthprior.prediction.telling import Told
 
@@ -67,14 +69,14 @@ def map_all(model: Finetuned, images: Sequence[Image], wanted: Wanted, device: t
         # What a killed call has left.
         sweep(folder)
     count = Count()
-    with Told("predict", len(images)) as told:
+    with Told("predict", len(images)) as told, Ranges(model.backbone, told.say) as ranges:
         for image in images:
             products = _products(image, model, wanted, made_by)
             kept = not wanted.force and all(product.is_done for product in products)
             try:
                 if not kept:
                     _check_replaceable(image, products, wanted.force)
-                    _map(image, products, model, wanted, device, told)
+                    _map(image, products, _Watched(model, ranges), wanted, device, told)
                     count.made += 1
             except ChipError as error:
                 tally.add(error.problem)
@@ -84,17 +86,43 @@ def map_all(model: Finetuned, images: Sequence[Image], wanted: Wanted, device: t
     return count
 
 
+class _Watched:
+    """A model, and what it is shown of one image.
+
+    Args:
+        model: Does the work.
+        ranges: Judges the values.
+    """
+
+    def __init__(self, model: Finetuned, ranges: Ranges) -> None:
+        self.model, self._ranges = model, ranges
+        self._counted = torch.zeros(2)
+
+    def normalize(self, raw: Tensor, valid: Tensor) -> Tensor:
+        self._counted += self._ranges.count(raw, valid).sum(0).cpu()
+        return self.model.normalize(raw, valid)
+
+    def predict(self, x0: Tensor) -> Tensor:
+        return self.model.predict(x0)
+
+    def tell(self, name: str) -> None:
+        """Once all is seen."""
+        self._ranges.tell(name, self._counted)
+
+
 def _map(
-    image: Image, products: Sequence[Product], model: Finetuned, wanted: Wanted, device: torch.device, told: Told
+    image: Image, products: Sequence[Product], watched: _Watched, wanted: Wanted, device: torch.device, told: Told
 ) -> None:
+    model = watched.model
     with open_scene(image.folder, image.files, wanted.nodata, image.line) as scene:
         note = scene.choose(model.bands)
         if note:
             told.once(note)
         pixels, done = scene.grid.height * scene.grid.width, 0
-        for count in write_products(products, scene, model, wanted.tiling, len(model.classes), device):
+        for count in write_products(products, scene, watched, wanted.tiling, len(model.classes), device):
             done += count
             told.within(image.files[0], done / pixels)
+    watched.tell(image.files[0])
 
 
 def _paths(image: Image, wanted: Wanted) -> list[Path]:

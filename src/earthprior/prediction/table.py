@@ -18,6 +18,7 @@ from earthprior.params.plain import shown
 from earthprior.prediction.chips import WholeChips, warm_up, whole_chips
 from earthprior.prediction.inputs import Image
 from earthprior.prediction.mapping import Count
+from earthprior.prediction.ranges import Ranges
 from earthprior.prediction.telling import Told
 
 TABLE, FACTS = "predictions.csv", "predictions.json"
@@ -75,12 +76,14 @@ def tabulate(
     warm_up(images[0], model.bands)
     with (
         Told("predict", len(images)) as told,
+        Ranges(model.backbone, told.say) as ranges,
         replacing(out / TABLE) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as handle,
     ):
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow([*own, *added])
         for batch in whole_chips(images, model.bands, nodata, CHIPS_AT_ONCE, readers, failed, told.once):
+            ranges.look(batch)
             for image, values in zip(batch.images, _predicted(model, batch, device), strict=True):
                 writer.writerow([*(image.cells.values() or [image.files[0]]), *values])
                 count.made += 1

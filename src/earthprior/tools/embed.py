@@ -20,6 +20,7 @@ from earthprior.params import Params
 from earthprior.prediction.chips import warm_up, whole_chips
 from earthprior.prediction.embedding import Embedder, is_vectors, made_of, schema_of, vectors_file
 from earthprior.prediction.inputs import Catalog, Image
+from earthprior.prediction.ranges import Ranges
 from earthprior.prediction.telling import Told
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ def _write(
 
     bands, nodata, readers = embedder.bands, params.data.nodata, params.operation.readers
     warm_up(next(catalog.images()), bands)
-    with vectors_file(out, schema) as vectors:
+    with vectors_file(out, schema) as vectors, Ranges(embedder.backbone, told.say) as ranges:
         for batch in whole_chips(catalog.images(), bands, nodata, CHIPS_AT_ONCE, readers, failed, told.once):
+            ranges.look(batch)
             vectors.append([list(image.cells.values()) for image in batch.images], embedder(batch))
             for _ in batch.images:
                 told.done()
