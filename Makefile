@@ -49,11 +49,13 @@ run: $(STAMP) | data  ## stats, pretrain and evaluate; what is up to date is not
 	@echo "Next:   . $(BIN)/activate && dvc exp run -S lr=3e-4 && dvc exp show"
 
 # Files in their order: by number of tests, the few that last minutes would come last, on one core.
-test: $(STAMP)  ## the tests, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
-soak: $(STAMP)  ## what takes too long for the tests: more of them, a hundred kills, ten thousand malformed inputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
+test: $(STAMP)  ## the tests, on all cores
+	$(PYTEST)
+
+soak: $(STAMP)  ## what takes too long for the tests: all of them, a hundred kills, ten thousand malformed inputs
+	$(PYTEST) -m "soak or not soak"
 	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_kills.py
 	env PYTHONPATH=src OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak_inputs.py
 

@@ -182,6 +182,7 @@ def test_two_processes_train_one_network_as_one_process_would(made: Path, params
     assert bits(trained.network.state_dict()) == bits(first["best"])
 
 
+@pytest.mark.soak
 def test_two_processes_with_two_parts_each_do_what_one_does_with_four(
     made: Path, make_params: Callable[..., Params], tmp_path: Path
 ) -> None:
@@ -211,6 +212,7 @@ def test_two_processes_with_two_parts_each_do_what_one_does_with_four(
             torch.testing.assert_close(first[part][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.soak
 def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params: Params, tmp_path: Path) -> None:
     longer = params.model_copy(update={"epochs": 60})
     root = project(made, longer, tmp_path)
@@ -228,7 +230,7 @@ def test_two_processes_that_are_asked_to_stop_leave_together(made: Path, params:
     assert f"earthprior: saved step {saved} of 240\n{last}\n" in said, said
 
 
-@pytest.mark.parametrize(("fault", "code"), [("poison", 3), ("chip", 2)])
+@pytest.mark.parametrize(("fault", "code"), [("poison", 3), pytest.param("chip", 2, marks=pytest.mark.soak)])
 def test_what_ends_one_process_ends_all_with_the_same_code_and_words(
     made: Path, params: Params, fault: str, code: int, tmp_path: Path
 ) -> None:

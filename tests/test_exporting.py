@@ -141,7 +141,8 @@ def test_weights_of_another_export_are_refused(make_exported):
 @pytest.mark.parametrize(
     ("overrides", "side"),
     [
-        ({"diffusion__precondition": "scalar", "unet_film__attention": True}, "multiples of 2"),
+        ({"diffusion__precondition": "scalar"}, "multiples of 2"),
+        pytest.param({"unet_film__attention": True}, "multiples of 2", marks=pytest.mark.soak),
         pytest.param({"diffusion__precondition": "wiener", "network": "unet_att_d"}, "16", marks=pytest.mark.soak),
     ],
 )

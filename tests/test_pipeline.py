@@ -118,6 +118,51 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
     assert project.outputs() == before
 
 
+def test_an_experiment_reruns_what_its_parameter_touches(project: Project) -> None:
+    before = project.outputs()
+    said = project.run("dvc", "exp", "run", "-S", "lr=1e-5", "-n", "slow")
+    assert "Stage 'stats' didn't change" in said
+    assert "Running stage 'pretrain'" in said
+    assert "Running stage 'evaluate'" in said
+    after = project.outputs()
+    assert {name: after[name] for name in after if "/stats/" in name} == {
+        n: before[n] for n in before if "/stats/" in n
+    }
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert {WEIGHTS, "results/pretrain/history.csv", "results/evaluate/metrics.json"} <= changed
+
+    # 1e-05 is how DVC writes it, and what a YAML 1.1 parser takes for text
+    lr = read_json(project.root / "results/pretrain/config.json")["params"]["lr"]
+    assert (type(lr), lr) == (float, 1e-5)
+    run_id = read_json(project.root / "results/pretrain/mlflow_run.json")["run_id"]
+    assert project.mlflow(f"select value from params where run_uuid = '{run_id}' and key = 'lr'") == [("1e-05",)]
+    assert project.mlflow(f"select name from runs where run_uuid = '{run_id}'") == [("slow: lr=1e-05",)]
+
+
+def test_experiments_are_shown_with_their_numbers(project: Project) -> None:
+    shown = json.loads(project.run("dvc", "exp", "show", "--json"))
+    found = {}
+    for commit in shown:
+        for experiment in commit.get("experiments") or []:
+            data = experiment["revs"][0]["data"]
+            found[experiment["name"]] = data["params"]["params.yaml"]["data"], data["metrics"]
+    assert found.keys() == {"slow"}
+    params, metrics = found["slow"]
+    assert params["lr"] == 1e-5
+    assert metrics["results/evaluate/metrics.json"]["data"]
+
+
+def test_metrics_and_plots_can_be_compared(project: Project) -> None:
+    compared = json.loads(project.run("dvc", "metrics", "diff", "--json", "--all", "slow", "workspace"))
+    gain = compared["results/evaluate/metrics.json"]["gain_db.mean"]
+    assert gain["old"] == gain["new"]
+    project.run("dvc", "plots", "diff", "slow", "workspace")
+    page = (project.root / "dvc_plots/index.html").read_text()
+    for name in project.yaml("dvc.yaml")["plots"]:
+        assert next(iter(name)) in page
+
+
+@pytest.mark.soak
 def test_uninterrupted_stages_agree_and_read_what_they_list(project: Project, tmp_path: Path) -> None:
     # outside DVC, in a copy: it would restore the results from its cache
     copy = shutil.copytree(
@@ -149,27 +194,7 @@ def listed_in(key: str, listed: list[str]) -> bool:
     return all(part in listed or part.split(".")[0] in listed for part in parts.get(key, [key]))
 
 
-def test_an_experiment_reruns_what_its_parameter_touches(project: Project) -> None:
-    before = project.outputs()
-    said = project.run("dvc", "exp", "run", "-S", "lr=1e-5", "-n", "slow")
-    assert "Stage 'stats' didn't change" in said
-    assert "Running stage 'pretrain'" in said
-    assert "Running stage 'evaluate'" in said
-    after = project.outputs()
-    assert {name: after[name] for name in after if "/stats/" in name} == {
-        n: before[n] for n in before if "/stats/" in n
-    }
-    changed = {name for name in after if after[name] != before.get(name)}
-    assert {WEIGHTS, "results/pretrain/history.csv", "results/evaluate/metrics.json"} <= changed
-
-    # 1e-05 is how DVC writes it, and what a YAML 1.1 parser takes for text
-    lr = read_json(project.root / "results/pretrain/config.json")["params"]["lr"]
-    assert (type(lr), lr) == (float, 1e-5)
-    run_id = read_json(project.root / "results/pretrain/mlflow_run.json")["run_id"]
-    assert project.mlflow(f"select value from params where run_uuid = '{run_id}' and key = 'lr'") == [("1e-05",)]
-    assert project.mlflow(f"select name from runs where run_uuid = '{run_id}'") == [("slow: lr=1e-05",)]
-
-
+@pytest.mark.soak
 def test_evaluation_parameters_rerun_evaluate_alone(project: Project) -> None:
     weights = project.outputs()[WEIGHTS]
     said = project.run("dvc", "exp", "run", "-S", "evaluate.steps=3", "-n", "steps")
@@ -183,28 +208,7 @@ def test_evaluation_parameters_rerun_evaluate_alone(project: Project) -> None:
     assert runs[0] != (pretrained,)
 
 
-def test_experiments_are_shown_with_their_numbers(project: Project) -> None:
-    shown = json.loads(project.run("dvc", "exp", "show", "--json"))
-    found = {}
-    for commit in shown:
-        for experiment in commit.get("experiments") or []:
-            data = experiment["revs"][0]["data"]
-            found[experiment["name"]] = data["params"]["params.yaml"]["data"], data["metrics"]
-    assert found.keys() == {"slow", "steps"}
-    assert {name: params["lr"] for name, (params, _) in found.items()} == {"slow": 1e-5, "steps": 1e-5}
-    assert found["steps"][0]["evaluate"]["steps"] == 3
-    for _, metrics in found.values():
-        assert metrics["results/evaluate/metrics.json"]["data"]
-
-
-def test_metrics_and_plots_can_be_compared(project: Project) -> None:
-    assert json.loads(project.run("dvc", "metrics", "diff", "--json", "slow", "steps")) is not None
-    project.run("dvc", "plots", "diff", "slow", "workspace")
-    page = (project.root / "dvc_plots/index.html").read_text()
-    for name in project.yaml("dvc.yaml")["plots"]:
-        assert next(iter(name)) in page
-
-
+@pytest.mark.soak
 def test_mlflow_run_logs_to_the_run_that_it_makes(project: Project) -> None:
     before = {run_id for (run_id,) in project.mlflow("select run_uuid from runs")}
     values = {"lr": "2e-5", "unet_film.channels": "[8,16]", "augmentation.flip": "False"}

@@ -61,6 +61,7 @@ def reproduce_command(project: Project, *arguments: str) -> subprocess.Completed
     )  # fmt: skip
 
 
+@pytest.mark.soak
 def test_an_experiment_comes_out_the_same(project: Project) -> None:
     outputs, runs = project.outputs(), project.mlflow("select count(*) from runs")
     done = reproduce_command(project, "first")
@@ -75,6 +76,7 @@ def test_an_experiment_comes_out_the_same(project: Project) -> None:
     assert not list((project.root / "work/reproduce").iterdir())
 
 
+@pytest.mark.soak
 def test_an_mlflow_run_is_made_from_its_experiments_commit(project: Project, tmp_path: Path) -> None:
     by_id = recorded.find(project.root, run_id(project), tmp_path / "id")
     by_name = recorded.find(project.root, "first", tmp_path / "name")
@@ -92,6 +94,7 @@ def test_an_mlflow_run_is_made_from_its_experiments_commit(project: Project, tmp
     assert reproduce._commit(project.root, by_id, tmp_path / "made") == by_name.commit
 
 
+@pytest.mark.soak
 def test_a_run_of_lost_code_comes_out_otherwise_and_its_files_are_named(project: Project) -> None:
     project.run("dvc", "exp", "remove", "first")
     asked = run_id(project)
@@ -112,6 +115,7 @@ def test_a_run_of_lost_code_comes_out_otherwise_and_its_files_are_named(project:
     assert read_json(kept / "copy/results/pretrain/config.json")["params"]["lr"] == 2e-3
 
 
+@pytest.mark.soak
 def test_sigterm_leaves_nothing(project: Project) -> None:
     home = project.root / "work/reproduce"
     before = set(home.iterdir())
@@ -133,6 +137,7 @@ def test_sigterm_leaves_nothing(project: Project) -> None:
     assert set(home.iterdir()) == before
 
 
+@pytest.mark.soak
 def test_chips_come_by_their_md5_from_whatever_remote_has_them(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +166,7 @@ def test_chips_come_by_their_md5_from_whatever_remote_has_them(
         checkout.get_chips(project.root, unknown, copy)
 
 
+@pytest.mark.soak
 def test_chips_outside_dvc_cannot_be_had_again(project: Project, tmp_path: Path) -> None:
     found = recorded.find(project.root, run_id(project), tmp_path)
     elsewhere = {**found.content, "data": {**found.content["data"], "dir": "chips/of/mine"}}
@@ -168,6 +174,7 @@ def test_chips_outside_dvc_cannot_be_had_again(project: Project, tmp_path: Path)
         reproduce._check(recorded.RecordedRun(**{**vars(found), "content": elsewhere}))
 
 
+@pytest.mark.soak
 def test_a_commit_that_is_not_here_is_named(project: Project, tmp_path: Path) -> None:
     with pytest.raises(EarthPriorError, match=r"commit 1111111111.* is not in this repository; git fetch"):
         checkout.at(project.root, "1" * 40, tmp_path / "copy")

@@ -163,6 +163,7 @@ def test_params_keep_their_comments(project: MakeProject, tmp_path: Path) -> Non
     assert load(root / "params.yaml").lr != 0.001
 
 
+@pytest.mark.soak
 def test_stopped_and_continued_it_comes_to_the_same(
     project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_killed_process_costs_nothing(project: MakeProject) -> None:
     assert not checkpoints.exists() or not list(checkpoints.glob("ckpt-*"))
 
 
+@pytest.mark.soak
 def test_several_processes_share_a_fresh_study(project: MakeProject) -> None:
     root, params = project(epochs=1, tune__trials=3, threads=2)
     done = start(root, "--jobs", "2")
@@ -278,6 +280,7 @@ def test_a_trial_that_breaks_off_is_told_of_and_the_study_goes_on(
         assert [record["step"] for record in box.journal.read()], "its points are kept"
 
 
+@pytest.mark.soak
 def test_another_number_of_jobs_goes_on_with_the_same_bits(
     project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +367,7 @@ def test_a_report_that_fails_costs_nothing(project: MakeProject, monkeypatch: py
     assert states(search(params, root)) == ["COMPLETE"]
 
 
+@pytest.mark.soak
 def test_a_study_of_failures_ends(project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     root, params = project(tune__trials=30)
 
@@ -429,6 +433,7 @@ def test_a_schedule_that_misses_a_level_does_not_compare(project: MakeProject) -
         assert "does not reach rho" in trial.user_attrs["reason"]
 
 
+@pytest.mark.soak
 def test_probe_and_gain_make_a_front(project: MakeProject, capsys: pytest.CaptureFixture[str]) -> None:
     root, params = project(
         epochs=1, tune__metric="both", tune__trials=3, evaluate__probe_pixels=16, augmentation__flip=False
@@ -503,6 +508,7 @@ def test_threads_are_divided(make_params: Callable[..., Params]) -> None:
     assert [jobs.threads(make_params({"threads": 8}), count) for count in (1, 2, 3, 16)] == [8, 4, 2, 1]
 
 
+@pytest.mark.soak
 def test_the_study_is_the_parent_of_its_trials_in_mlflow(project: MakeProject) -> None:
     root, params = project(epochs=1, tune__trials=2)
     done = start(root, mlflow=True)
