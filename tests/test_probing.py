@@ -38,6 +38,8 @@ RHOS = [0.1, 1.0, 1.00001]
 class Knowing:
     """Features of which one block at one noise level knows the labels, and the others hardly do."""
 
+    widths = (2, 2)
+
     def __init__(self, rho: float, side: str, level: int) -> None:
         self.schedule, self.linear = linear_schedule(), SimpleNamespace(std=torch.tensor(1.0))
         self._knowing = (rho, side, level)
@@ -76,9 +78,7 @@ def test_the_side_that_knows_serves_whole(where: tuple[float, str, int], materia
     splits = read_labelled(material, material.selection.validate, 100)
     assert isinstance(splits, LabelledSplits)
     assert splits.choose is splits.judged
-    widths = serving.widths(material.params, task, material.device)
-    assert widths == [2, 2]
-    tried = choosing.try_pixels(material, task, splits, widths)
+    tried = choosing.try_pixels(material, task, splits)
     # Two noise levels; decoder levels 0, 1 and both, encoder level 0 and both: the bottom is the same on both sides.
     assert [(one.side, one.levels) for one in tried] == 2 * [
         ("decoder", (0,)), ("decoder", (1,)), ("decoder", (0, 1)), ("encoder", (0,)), ("encoder", (0, 1)),
@@ -99,8 +99,8 @@ def test_the_side_that_knows_serves_whole(where: tuple[float, str, int], materia
 def test_without_labels_the_default_serves(material: Material) -> None:
     task: Any = Knowing(0.1, "decoder", 0)
     assert serving.chosen([], "labels") is None
-    assert serving.chosen([replace(serving.default(material.params, task, 2), score=math.nan)], "labels") is None
-    found = serving.default(material.params, task, 2)
+    assert serving.chosen([replace(serving.default(material.params, task), score=math.nan)], "labels") is None
+    found = serving.default(material.params, task)
     assert (found.rho, found.side, found.levels, found.score) == (0.1, "decoder", (0, 1), None)
     assert found.to_json("ab")["fingerprint"] == "ab"
     assert found.to_json("ab")["levels"] == [0, 1]
@@ -214,7 +214,7 @@ def test_chips_of_the_same_place_are_seen() -> None:
 
 def test_neighbours_are_alike_and_elsewhere(material: Material, root: Path) -> None:
     task: Any = Knowing(0.1, "decoder", 0)
-    found = gallery.gallery(material, {"network": task, "untrained": task}, serving.default(material.params, task, 2))
+    found = gallery.gallery(material, {"network": task, "untrained": task}, serving.default(material.params, task))
     assert len(found.maps) == 4
     assert {one.maps["network"].shape for one in found.maps} == {(32, 32, 3)}
     assert len(found.neighbours) == 4

@@ -175,6 +175,7 @@ def number(value: Any, pattern: str) -> str:
     return "-" if value is None or value != value else format(float(value), pattern)
 
 
-def signed(value: Any) -> str:
+def signed(value: Any, digits: int = 2) -> str:
     """A gain with its sign; one that rounds to nothing is not called negative."""
-    return number(value, "+.2f").replace("-0.00", "+0.00")
+    shown = number(value, f"+.{digits}f")
+    return f"+{0:.{digits}f}" if shown == f"-{0:.{digits}f}" else shown

@@ -14,7 +14,7 @@ from earthprior.figures.labels import NAMES, labels_figure
 from earthprior.figures.style import save_png
 from earthprior.files import write_atomic
 from earthprior.params.bench import BenchParams
-from earthprior.report import SCORE_NAMES, Number, Picture, Report, Section, Table, count, number, render
+from earthprior.report import SCORE_NAMES, Number, Picture, Report, Section, Table, count, render, signed
 from earthprior.training.progress import duration
 
 
@@ -155,7 +155,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 def _pairs(found: Sequence[Point], metric: str) -> Section:
     """Pretrained beside scratch, with the same labels and with the next budget's."""
     made = differences(found)
-    rows = [[f"{one.few:,}", f"{one.more:,}", _signed(one.mean), _each(one)] for one in made]
+    rows = [[f"{one.few:,}", f"{one.more:,}", signed(one.mean, 3), _each(one)] for one in made]
     text = (
         "Fine-tuned less from scratch, seed by seed (a seed draws the same chips for both, and the smaller budget is "
         "part of the larger one). Above 0, pretraining is worth more than the further labels."
@@ -165,11 +165,7 @@ def _pairs(found: Sequence[Point], metric: str) -> Section:
 
 
 def _each(one: Difference) -> str:
-    return ", ".join(_signed(value) for value in one.values)
-
-
-def _signed(value: float) -> str:
-    return number(value, "+.3f").replace("-0.000", "+0.000")
+    return ", ".join(signed(value, 3) for value in one.values)
 
 
 def _dials(found: Sequence[Point], bench: BenchParams, about: About) -> Section:

@@ -22,6 +22,9 @@ NOT_FOUND = "not found"
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFF and BigTIFF begin, in both byte orders."""
 
+TIFF = (".tif", ".tiff")
+"""How names of chips and label rasters end, in any case."""
+
 _AGAIN = "Copy it again, or drop the row"
 _CONVERT = "Convert it with gdal_translate, or drop the row"
 _PULL = "Fetch the chips (dvc pull)"
@@ -107,6 +110,11 @@ def _checked(folder: Path, image: str, line: int) -> Path:
     if not stat.S_ISREG(mode):
         raise chip_error(image, line, f"is {_node(mode)}, no regular file", "Point the row to a GeoTIFF")
     return path
+
+
+def is_tiff(name: str) -> bool:
+    """Whether a file's name, or a cell of a catalog, is that of a GeoTIFF."""
+    return name.lower().endswith(TIFF)
 
 
 @contextmanager

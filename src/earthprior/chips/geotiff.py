@@ -206,7 +206,7 @@ def check_same_place(row: ChipRow, headers: Sequence[Header]) -> None:
         tolerance = (first.bounds[2] - first.bounds[0]) / first.width / 2
         apart = max(abs(a - b) for a, b in zip(header.bounds, first.bounds, strict=True))
         if header.crs != first.crs or apart > tolerance:
-            what = f"lies elsewhere than {row.images[0]} of the same row ({_words(str(header.crs))} {header.bounds})"
+            what = f"lies elsewhere than {row.images[0]} of the same row ({own_words(str(header.crs))} {header.bounds})"
             raise chip_error(image, row.line, what, "Stack only files of one place")
 
 
@@ -217,7 +217,7 @@ def check_descriptions(row: ChipRow, descriptions: Sequence[str | None], bands: 
     known = [band.strip().lower() for band in bands]
     found = [str(name).strip().lower() for name in descriptions]
     if any(name in known and name != known[position] for position, name in enumerate(found)):
-        what = f"its bands are described as {_words(', '.join(found))}, data.bands says {', '.join(bands)}"
+        what = f"its bands are described as {own_words(', '.join(found))}, data.bands says {', '.join(bands)}"
         raise chip_error(row.images[0], row.line, what, "List data.bands in the files' order")
 
 
@@ -244,10 +244,10 @@ def _unreadable(image: str, line: int, error: Exception) -> ChipError:
     if "not recognized" in reason:
         # It begins like a TIFF, else it would not have come here.
         reason = "its header makes no sense"
-    return chip_error(image, line, f"{kind} ({_words(reason)})", "Copy it again, or drop the row", kind=kind)
+    return chip_error(image, line, f"{kind} ({own_words(reason)})", "Copy it again, or drop the row", kind=kind)
 
 
-def _words(text: str) -> str:
+def own_words(text: str) -> str:
     """A file's own words in a message: a few, and none that a terminal would obey."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

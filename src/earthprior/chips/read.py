@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earthprior.chips.catalog import ChipRow
+from earthprior.chips.content import is_tiff
 from earthprior.chips.geotiff import (
     ChipSpec,
     Header,
@@ -118,7 +119,7 @@ def inspect_label(folder: Path, row: ChipRow, column: str, spec: ChipSpec, chip:
     Raises:
         ChipError: As `read_label`, also for a raster that lies elsewhere than its chip.
     """
-    if row.values[column].lower().endswith((".tif", ".tiff")):
+    if is_tiff(row.values[column]):
         label, label_spec = _label_of(row, column, spec)
         header = inspect_chip(folder, label, label_spec).header
         check_same_place(replace(label, images=(row.images[0], *label.images)), [chip, header])

@@ -18,7 +18,7 @@ from rasterio.enums import Interleaving
 from rasterio.windows import Window
 
 from earthprior.chips.content import open_content
-from earthprior.chips.geotiff import DTYPES, LONGEST, readable
+from earthprior.chips.geotiff import DTYPES, own_words, readable
 from earthprior.chips.problems import ChipError, chip_error
 from earthprior.chips.read import nodata_values, valid_pixels
 from earthprior.files import replacing
@@ -95,7 +95,7 @@ class Scene:
         if all(found.count(band) == 1 for band in wanted):
             self.bands = tuple(found.index(band) for band in wanted)
             return None
-        described = _words(", ".join(name or "?" for name in found))
+        described = own_words(", ".join(name or "?" for name in found))
         if len(found) != len(wanted):
             named = f", described as {described}" if any(found) else " without names"
             what = f"has {len(found)} band{'s' * (len(found) != 1)}{named}; the model takes {len(wanted)}"
@@ -308,8 +308,3 @@ def tags_of(path: Path) -> dict[str, str]:
             return scene.tags
     except ChipError:
         return {}
-
-
-def _words(text: str) -> str:
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

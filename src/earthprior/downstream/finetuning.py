@@ -18,13 +18,14 @@ import torch
 from earthprior import identity
 from earthprior.backbone import Backbone
 from earthprior.chips.catalog import ChipRow, load_catalog
+from earthprior.chips.content import is_tiff
 from earthprior.chips.problems import chip_error
 from earthprior.chips.selection import JUDGED_CHIPS, chip_key, spread
 from earthprior.digests import digest, tensors_digest
 from earthprior.downstream import labels as labels_module
 from earthprior.downstream.budget import choose
 from earthprior.downstream.fitting import BackboneNormalizer, Setup, finetuned, make_trainer, reader, untrained
-from earthprior.downstream.labels import RASTERS, judgeable
+from earthprior.downstream.labels import judgeable
 from earthprior.downstream.saved import CONFIG, WEIGHTS, Finetuned
 from earthprior.errors import DataError
 from earthprior.files import read_json, sha256_file, sweep, write_csv, write_json
@@ -156,7 +157,7 @@ def _digest_of_chips(folder: Path, rows: Sequence[ChipRow], column: str) -> str:
     found = hashlib.sha256()
     for row in rows:
         cell = row.values[column]
-        names = [*row.images, *([cell] if cell.lower().endswith(RASTERS) else [])]
+        names = [*row.images, *([cell] if is_tiff(cell) else [])]
         try:
             hashes = [sha256_file(folder / name) for name in names]
         except OSError as error:

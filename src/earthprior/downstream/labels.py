@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from earthprior.chips.batch import UNLABELLED
 from earthprior.chips.catalog import ChipRow
+from earthprior.chips.content import is_tiff
 from earthprior.chips.problems import chip_error
 from earthprior.chips.read import ChipSpec, chip_header, read_label
 from earthprior.downstream.budget import strata_by_class, strata_by_number, strata_by_pixels
@@ -23,7 +24,6 @@ from earthprior.params.plain import shown
 from earthprior.probe import MAX_CLASSES, choose_classes
 
 Class: TypeAlias = int | str
-RASTERS = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def _check_cells(params: DownstreamParams, train: Sequence[ChipRow], rows: Seque
         )
     if not rows:
         raise DataError(f"{params.data.catalog}: column {column!r} (label_column) is empty for all train chips")
-    kinds = Counter(row.values[column].lower().endswith(RASTERS) for row in rows)
+    kinds = Counter(is_tiff(row.values[column]) for row in rows)
     wanted = params.task == "segmentation"
     if kinds[not wanted]:
-        row = next(row for row in rows if row.values[column].lower().endswith(RASTERS) != wanted)
+        row = next(row for row in rows if is_tiff(row.values[column]) != wanted)
         needs = "paths of label rasters (.tif)" if wanted else "classes or numbers, not paths of rasters"
         other = "classification or regression" if wanted else "segmentation"
         raise DataError(

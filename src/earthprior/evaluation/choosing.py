@@ -36,25 +36,25 @@ CHIPS, CHIP_CROPS = 192, 4
 """Of each split, where whole images are labelled."""
 
 
-def try_pixels(material: Material, task: DiffusionTask, splits: LabelledSplits, widths: Sequence[int]) -> list[Serving]:
+def try_pixels(material: Material, task: DiffusionTask, splits: LabelledSplits) -> list[Serving]:
     """Every candidate with its average precision on pixels of validation chips; none where they tell nothing."""
     fit_crops, asked_crops = (_crops(material, chips) for chips in (splits.fit, splits.choose))
     tried: list[Serving] = []
-    for block in candidates(material.params, task, len(widths)):
-        whole = replace(block[-1], levels=tuple(range(len(widths))))
+    for block in candidates(material.params, task):
+        whole = replace(block[-1], levels=tuple(range(len(task.widths))))
         represent = FrozenFeatures(whole.features(task), material.params.data.train_px, CROPS_AT_ONCE)
         fit, asked = (collect(crops, represent, splits.classes, CROP_PIXELS) for crops in (fit_crops, asked_crops))
         if unprobeable(fit.classes, asked.classes):
             return []
         for candidate in block:
-            columns = _columns(candidate.levels, widths)
+            columns = _columns(candidate.levels, task.widths)
             part, other = (replace(pixels, values=pixels.values[:, columns]) for pixels in (fit, asked))
             scores, _ = judge(quick_linear, part, other, splits.classes)
             tried.append(replace(candidate, score=scores.values()["average_precision"]))
     return tried
 
 
-def try_images(material: Material, task: DiffusionTask, splits: ImageSplits, widths: Sequence[int]) -> list[Serving]:
+def try_images(material: Material, task: DiffusionTask, splits: ImageSplits) -> list[Serving]:
     """Every candidate with its score on labelled validation chips: average precision, or R2."""
     probe = next(iter(IMAGE_PROBES[splits.kind].values()))
     headline = "r2" if splits.kind == "regression" else "average_precision"
@@ -62,13 +62,13 @@ def try_images(material: Material, task: DiffusionTask, splits: ImageSplits, wid
     tried: list[Serving] = []
     if len(fit.rows) < 2 or len(asked.rows) < 2 or len(np.unique(fit.truths)) < 2:
         return []
-    for block in candidates(material.params, task, len(widths)):
-        whole = replace(block[-1], levels=tuple(range(len(widths))))
+    for block in candidates(material.params, task):
+        whole = replace(block[-1], levels=tuple(range(len(task.widths))))
         px = material.params.data.train_px
         represent = PooledFeatures(whole.features(task), px, CROPS_AT_ONCE, CHIP_CROPS)
         values, others = (chips.represented(material, represent) for chips in (fit, asked))
         for candidate in block:
-            columns = _columns(candidate.levels, [2 * width for width in widths])
+            columns = _columns(candidate.levels, [2 * width for width in task.widths])
             answer, _ = answers(probe, splits, fit.truths, values[:, columns], others[:, columns])
             score = image_scores(splits.kind, asked.truths, answer)[headline].value
             tried.append(replace(candidate, score=score))

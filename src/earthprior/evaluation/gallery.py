@@ -16,8 +16,9 @@ from earthprior.chips.geotiff import Header, chip_header
 from earthprior.chips.normalize import denormalize
 from earthprior.chips.selection import spread
 from earthprior.evaluation.labelled import Material
-from earthprior.evaluation.serving import Serving, widths
+from earthprior.evaluation.serving import Serving
 from earthprior.figures import FeatureMap, Shown
+from earthprior.figures.style import file_title
 from earthprior.representations import FrozenFeatures, PooledFeatures
 from earthprior.tasks.diffusion import DiffusionTask
 
@@ -80,7 +81,7 @@ def _coloured(
 ) -> list[Array]:
     """Per chip (h, w, 3) in [0, 1]: three principal components that all chips share."""
     represent = FrozenFeatures(serving.features(task), material.params.data.train_px, CROPS_AT_ONCE)
-    every = widths(material.params, task, material.device)
+    every = task.widths
     most = MAP_VALUES // (len(chips) * sum(every[level] for level in serving.levels))
     values, valids, shapes = [], [], []
     for _, batch in chips:
@@ -203,17 +204,14 @@ def _read(material: Material, rows: Sequence[Sequence[tuple[ChipRow, str]]]) -> 
     pictures: dict[int, tuple[Array, Array]] = {}
     for batch, read in material.read(wanted):
         pictures |= {row.line: _physical(batch[index : index + 1]) for index, row in enumerate(read)}
+    named = {row.line: file_title(row.images[0]) for group in rows for row, _ in group}
     return [
         [
-            Shown(_name(row) if place == 0 else f"{_name(row)}  {mark}", *pictures[row.line])
+            Shown(named[row.line] if place == 0 else f"{named[row.line]}  {mark}", *pictures[row.line])
             for place, (row, mark) in enumerate(group)
         ]
         for group in rows
     ]
-
-
-def _name(row: ChipRow) -> str:
-    return row.images[0].rsplit("/", 1)[-1].removesuffix(".tif")
 
 
 def _physical(batch: Batch) -> tuple[Array, Array]:

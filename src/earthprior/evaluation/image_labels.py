@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earthprior.chips.catalog import ChipRow
+from earthprior.chips.content import is_tiff
 from earthprior.chips.selection import chip_key
-from earthprior.evaluation.labelled import Material, is_raster
+from earthprior.evaluation.labelled import Material
 from earthprior.probe import MAX_CLASSES
 from earthprior.probe_models import Probe
 from earthprior.randomness import seed_of
@@ -76,7 +77,7 @@ def read_images(material: Material, judged: Sequence[ChipRow]) -> ImageSplits | 
     filled = [cell for cell in cells if cell]
     if not filled:
         return f"every cell of the catalog's column {column!r} is empty"
-    if any(is_raster(cell) for cell in filled):
+    if any(is_tiff(cell) for cell in filled):
         return f"column {column!r} holds paths of label rasters, which belong into evaluate.label_column"
     numbers = [_number(cell) for cell in filled]
     if all(math.isfinite(number) for number in numbers) and (

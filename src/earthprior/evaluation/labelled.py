@@ -9,6 +9,7 @@ import torch
 
 from earthprior.chips.batch import Batch
 from earthprior.chips.catalog import ChipRow
+from earthprior.chips.content import is_tiff
 from earthprior.chips.normalize import Normalizer
 from earthprior.chips.problems import ChipError
 from earthprior.chips.read import ChipSpec, chip_header, read_label
@@ -82,7 +83,7 @@ def read_labelled(material: Material, judged: Sequence[ChipRow], limit: int) -> 
     filled = [cell for cell in cells if cell]
     if not filled:
         return f"every cell of the catalog's column {column!r} is empty"
-    if not any(is_raster(cell) for cell in filled):
+    if not any(is_tiff(cell) for cell in filled):
         return (
             f"column {column!r} holds values such as {filled[0][:40]!r}, not paths of label rasters (.tif); labels of "
             "whole images belong into evaluate.image_label_column"
@@ -96,11 +97,6 @@ def read_labelled(material: Material, judged: Sequence[ChipRow], limit: int) -> 
         # One bad label must not cost the evaluation of a training that took days.
         return f"a label raster cannot be used: {error}"
     return f"{reason} (column {column!r})" if reason else LabelledSplits(fit, choose, other, classes)
-
-
-def is_raster(cell: str) -> bool:
-    """Whether a cell of the catalog names a label raster."""
-    return cell.lower().endswith((".tif", ".tiff"))
 
 
 def _labelled(material: Material, rows: Sequence[ChipRow], limit: int) -> Labelled:

@@ -87,18 +87,17 @@ def probe(material: Material, tasks: Mapping[str, DiffusionTask], judged: Sequen
         judged: The rows that are judged.
     """
     params, task = material.params, tasks["network"]
-    widths = serving.widths(params, task, material.device)
-    labelled = read_labelled(material, judged, _chip_limit(params, widths))
+    labelled = read_labelled(material, judged, _chip_limit(params, task))
     images = read_images(material, judged)
     tried: list[Serving] = []
     by = ""
     if isinstance(labelled, LabelledSplits):
         by = "a linear probe's average precision on pixels of validation chips"
-        tried = choosing.try_pixels(material, task, labelled, widths)
+        tried = choosing.try_pixels(material, task, labelled)
     if not tried and isinstance(images, ImageSplits):
         by = f"a {next(iter(IMAGE_PROBES[images.kind]))} probe of whole validation chips"
-        tried = choosing.try_images(material, task, images, widths)
-    where = serving.chosen(tried, by) or serving.default(params, task, len(widths))
+        tried = choosing.try_images(material, task, images)
+    where = serving.chosen(tried, by) or serving.default(params, task)
     return Probing(
         where,
         tried,
@@ -112,11 +111,10 @@ def linear_scores(material: Material, task: DiffusionTask, judged: Sequence[Chip
 
     Where runs are compared, as in a search, nothing is chosen on the chips that judge.
     """
-    widths = serving.widths(material.params, task, material.device)
-    labelled = read_labelled(material, judged, _chip_limit(material.params, widths))
+    labelled = read_labelled(material, judged, _chip_limit(material.params, task))
     if isinstance(labelled, str):
         return labelled
-    where = serving.default(material.params, task, len(widths))
+    where = serving.default(material.params, task)
     represent = FrozenFeatures(where.features(task), material.params.data.train_px, CROPS_AT_ONCE)
     fit, asked = (_pixels(material, chips, represent, labelled.classes) for chips in (labelled.fit, labelled.judged))
     if reason := unprobeable(fit.classes, asked.classes):
@@ -124,9 +122,9 @@ def linear_scores(material: Material, task: DiffusionTask, judged: Sequence[Chip
     return judge(PIXEL_PROBES["linear"], fit, asked, labelled.classes)[0].values()
 
 
-def _chip_limit(params: Params, widths: Sequence[int]) -> int:
+def _chip_limit(params: Params, task: DiffusionTask) -> int:
     """How many chips a split may have, by the width of the network's features."""
-    return max(1, min(MAX_PIXELS, MAX_VALUES // sum(widths)) // params.evaluate.probe_pixels)
+    return max(1, min(MAX_PIXELS, MAX_VALUES // sum(task.widths)) // params.evaluate.probe_pixels)
 
 
 def _pixels(material: Material, chips: Labelled, represent: Representation, classes: Sequence[int]) -> Pixels:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from earthprior.chips.batch import Batch
-from earthprior.chips.normalize import Affine
 from earthprior.diffusion.gain import nearest_timestep
 from earthprior.networks.sides import SIDES
 from earthprior.params import Params
@@ -69,20 +67,10 @@ class Serving:
         return {"fingerprint": fingerprint, **dataclasses.asdict(self), "levels": list(self.levels)}
 
 
-@torch.no_grad()
-def widths(params: Params, task: DiffusionTask, device: torch.device) -> list[int]:
-    """Channels per level, finest first, which one blank crop tells."""
-    size, bands = params.data.train_px, len(params.data.bands)
-    blank = torch.zeros(1, bands, size, size, device=device)
-    affine = Affine(torch.zeros(1, bands, 1, 1, device=device), torch.ones(1, bands, 1, 1, device=device))
-    pyramid = task.features(Batch(blank, blank[:, :1] == 0, affine), params.evaluate.probe_rho)
-    return [level.shape[1] for level in pyramid]
-
-
-def default(params: Params, task: DiffusionTask, levels: int, why: str = "evaluate.probe_rho") -> Serving:
+def default(params: Params, task: DiffusionTask, why: str = "evaluate.probe_rho") -> Serving:
     """All levels of the decoder at `evaluate.probe_rho`: where nothing chooses."""
     rho = params.evaluate.probe_rho
-    return Serving(rho, _timestep(task, rho), "decoder", tuple(range(levels)), why)
+    return Serving(rho, _timestep(task, rho), "decoder", tuple(range(len(task.widths))), why)
 
 
 def chosen(tried: Sequence[Serving], by: str) -> Serving | None:
@@ -95,20 +83,20 @@ def chosen(tried: Sequence[Serving], by: str) -> Serving | None:
     return replace(max(scored, key=lambda one: one.score or 0.0), chosen_by=by) if scored else None
 
 
-def candidates(params: Params, task: DiffusionTask, levels: int) -> Iterator[list[Serving]]:
+def candidates(params: Params, task: DiffusionTask) -> Iterator[list[Serving]]:
     """For each noise level of `evaluate.probe_rhos` and each side: each level on its own, and all of them.
 
     The bottom level is the same on both sides. Noise levels that share a timestep are one.
     """
-    seen = set()
+    seen, every = set(), tuple(range(len(task.widths)))
     for rho in params.evaluate.probe_rhos:
         t = _timestep(task, rho)
         if t in seen:
             continue
         seen.add(t)
         for side in SIDES:
-            alone = range(levels if side == "decoder" else levels - 1)
-            blocks = [(level,) for level in alone] + ([tuple(range(levels))] if levels > 1 else [])
+            alone = every if side == "decoder" else every[:-1]
+            blocks = [(level,) for level in alone] + ([every] if len(every) > 1 else [])
             yield [Serving(rho, t, side, block, "") for block in blocks]
 
 

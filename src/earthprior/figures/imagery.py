@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from earthprior.figures.style import QUIET, caption, image_grid, plain, styled
+from earthprior.figures.style import QUIET, caption, file_title, image_grid, plain, short, styled
 
 Array: TypeAlias = NDArray[Any]
 
@@ -163,9 +163,8 @@ def sample_figure(
 
 
 def short_title(title: str, width: int = 24) -> str:
-    """The file's name without folder and extension, and of a long one the end: names differ there."""
-    title = title.rsplit("/", 1)[-1].removesuffix(".tif")
-    return title if len(title) <= width else f"...{title[3 - width :]}"
+    """The file's name without folder and extension, and of a long one the end."""
+    return short(file_title(title), width)
 
 
 def row_labels(grid: Sequence[Sequence[Axes]], labels: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from earthprior.figures.imagery import Stretch, show, views
-from earthprior.figures.style import QUIET, caption, image_grid, plain, styled
+from earthprior.figures.style import QUIET, caption, file_title, image_grid, plain, short, styled
 from earthprior.palette import ABSENT, PRESENT, Colour, class_colours
 
 Array: TypeAlias = NDArray[Any]
@@ -77,7 +77,7 @@ def maps_figure(panels: Sequence[MapPanel], classes: Sequence[str | int], bands:
             _show_maps(panel, cells, colours, labelled, binary)
             _name(row[0], panel.title)
         for axes, head in zip(grid[0], heads, strict=True):
-            axes.set_title(plain(_short(head)), fontsize=7, color=QUIET, weight="normal", pad=3)
+            axes.set_title(plain(short(head)), fontsize=7, color=QUIET, weight="normal", pad=3)
         for legend, count, used in zip(legends, per_line, lines, strict=True):
             _legend(figure, legend, count, foot_in)
             foot_in -= _LINE_IN * used
@@ -148,7 +148,7 @@ def _legend(figure: Figure, legend: Sequence[tuple[str, Colour]], per_line: int,
 
 def _name(axes: Axes, title: str) -> None:
     axes.text(
-        -0.03, 0.5, plain(_short(title.rsplit("/", 1)[-1].removesuffix(".tif"))), transform=axes.transAxes,
+        -0.03, 0.5, plain(short(file_title(title))), transform=axes.transAxes,
         rotation=90, ha="right", va="center", fontsize=6.5, color=QUIET,
     )  # fmt: skip
 
@@ -156,10 +156,6 @@ def _name(axes: Axes, title: str) -> None:
 def _say(axes: Axes, text: str) -> None:
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=7, color=QUIET)
-
-
-def _short(text: str, width: int = 26) -> str:
-    return text if len(text) <= width else f"...{text[3 - width :]}"
 
 
 def _caption(panels: Sequence[MapPanel], binary: bool, labelled: bool) -> str:

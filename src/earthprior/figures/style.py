@@ -117,6 +117,16 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def file_title(path: str) -> str:
+    """The file's name without folder and extension."""
+    return path.rsplit("/", 1)[-1].removesuffix(".tif")
+
+
+def short(text: str, width: int = 26) -> str:
+    """Of a long text the end: names of files differ there."""
+    return text if len(text) <= width else f"...{text[3 - width :]}"
+
+
 def caption(figure: Figure, text: str) -> None:
     """Quiet lines of text at the lower left, as wide as the figure."""
     characters = int(figure.get_figwidth() * 72 / 4.1)

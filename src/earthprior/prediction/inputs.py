@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from earthprior.chips.catalog import path_fault
+from earthprior.chips.content import is_tiff
 from earthprior.chips.problems import chip_error
 from earthprior.chips.records import records
 from earthprior.errors import DataError
 from earthprior.params.plain import shown
-
-TIFF = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def find(named: Sequence[Path], image_columns: tuple[str, ...], not_in: Path) ->
             found += [Image(path, (name,), name[: name.rindex(".")]) for name in inside]
         elif path.suffix.lower() == ".csv":
             found += Catalog(path, image_columns).images()
-        elif path.suffix.lower() in TIFF:
+        elif is_tiff(path.name):
             if not path.exists():
                 raise DataError(f"{path} not found")
             found.append(Image(path.parent, (path.name,), path.stem))
@@ -131,9 +130,7 @@ def _tiffs(folder: Path, not_in: Path) -> Iterator[str]:
         here = Path(place)
         folders[:] = [name for name in folders if not name.startswith(".") and (here / name).absolute() != not_in]
         yield from (
-            (here / name).relative_to(folder).as_posix()
-            for name in files
-            if name.lower().endswith(TIFF) and not name.startswith(".")
+            (here / name).relative_to(folder).as_posix() for name in files if is_tiff(name) and not name.startswith(".")
         )
 
 

@@ -95,6 +95,12 @@ class DiffusionTask(Task):
             return skip + scale * output
         return self._objective.x0_hat(output, xt, self.schedule.at("alpha", t), self.schedule.at("sigma", t))
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of `features` per level, finest first."""
+        found: tuple[int, ...] = self.network.widths  # type: ignore[assignment]
+        return found
+
     def features(self, batch: Batch, rho: float, side: str = "decoder") -> list[Tensor]:
         """A pyramid of features (B, D, H / 2^i, W / 2^i), finest first; the network is told that noise is at ratio rho.
 

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from earthprior.chips.catalog import HASH, USAGES
+from earthprior.chips.content import is_tiff
 from earthprior.chips.georeference import Bounds, connected_groups, overlaps_between
 from earthprior.chips.problems import ChipError, Problem, data_error
 from earthprior.chips.read import Header, chip_header
@@ -152,7 +153,7 @@ def _check(folder: Path, out: Path, validate_fraction: float, test_fraction: flo
 
 def _chips_below(folder: Path, out: Path) -> list[Path]:
     """GeoTIFFs in a stable order; folders of labels are left to the user's own column."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff") and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if is_tiff(path.name) and path.is_file())
     skipped = ("labels", "masks")
     chips = [path for path in found if not set(path.relative_to(folder).parts[:-1]) & set(skipped)]
     if len(chips) < len(found):
