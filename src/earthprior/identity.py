@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -139,17 +140,23 @@ def code_hash(package: Path | None = None, start: str = TRAINING) -> CodeHash:
 
 def _own_imports(package: Path, name: str) -> Iterator[str]:
     """Modules of the package that a module imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse((package / name).read_bytes())):
-        dotted: list[str] = []
+    for first, *others in (path.split(".") for path in _imported((package / name).read_bytes())):
+        if first == package.name:
+            candidates = ("/".join(others) + ".py", "/".join([*others, "__init__.py"]))
+            yield from (candidate for candidate in candidates if (package / candidate).is_file())
+
+
+@lru_cache(maxsize=1024)
+def _imported(source: bytes) -> tuple[str, ...]:
+    """The dotted names that may be modules; kept, as a search hashes its code for each of its trainings."""
+    dotted: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            dotted = [alias.name for alias in node.names]
+            dotted += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from a.b import c` runs a/b.py, and a/b/c.py where c is a module
-            dotted = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for first, *others in (path.split(".") for path in dotted):
-            if first == package.name:
-                candidates = ("/".join(others) + ".py", "/".join([*others, "__init__.py"]))
-                yield from (candidate for candidate in candidates if (package / candidate).is_file())
+            dotted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(dotted)
 
 
 def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
