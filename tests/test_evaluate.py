@@ -161,7 +161,11 @@ def test_the_same_command_gives_the_same_files(
 
 
 @pytest.mark.parametrize(
-    ("column", "words"), [("crop_type", "has no column &#39;crop_type&#39;"), ("group", "labels of whole images")]
+    ("column", "words"),
+    [
+        ("crop_type", "has no column &#39;crop_type&#39;"),
+        pytest.param("group", "labels of whole images", marks=pytest.mark.soak),
+    ],
 )
 def test_without_label_rasters_there_are_no_probe_metrics(
     column: str, words: str, pretrained: Path, params_of: Callable[..., Params]

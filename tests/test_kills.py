@@ -24,6 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, make_chips: Callable[..., Pa
     return Bench(tmp_path_factory.mktemp("kills") / "bench", make_chips, "pretrain", tracked=False)
 
 
+@pytest.mark.soak
 def test_killed_three_times_and_with_a_second_writer_at_the_door_it_comes_to_the_same_bits(bench: Bench) -> None:
     asked = [
         Kill("pretrain", signal.SIGINT, "trainer", "save"),

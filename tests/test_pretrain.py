@@ -457,7 +457,9 @@ def test_a_request_while_mlflow_hears_the_rest_shortens_that_and_loses_nothing(
     assert sorted(results(root)) == OUTS
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone", "text"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "gone", *(pytest.param(word, marks=pytest.mark.soak) for word in ("truncated", "text"))]
+)
 def test_a_damaged_linear_denoiser_is_fitted_again_and_the_bits_stay(
     project: MakeProject, uninterrupted: Path, damage: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

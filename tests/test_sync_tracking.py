@@ -621,6 +621,7 @@ def test_without_mlflow_everything_is_kept(root: Path, monkeypatch: pytest.Monke
     check_whole(root, runs(root)[0])
 
 
+@pytest.mark.soak
 def test_a_killed_training_goes_on_with_other_readers_in_one_run(
     make_project: Callable[..., tuple[Path, Params]], prepared_database: Path
 ) -> None:

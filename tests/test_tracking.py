@@ -555,6 +555,7 @@ sys.exit(not tracker.close())
 """
 
 
+@pytest.mark.soak
 def test_three_processes_may_use_a_new_store_at_once(tmp_path: Path) -> None:
     processes = [run_script(FIRST, tmp_path) for _ in range(3)]
     outputs = [process.communicate(timeout=100) for process in processes]
