@@ -203,6 +203,7 @@ def project(make_finished, monkeypatch, tmp_path):
     done = make_finished()
     write_json(tmp_path / "params.yaml", done.params.model_dump(mode="json"))
     write_json(tmp_path / "results/evaluate/metrics.json", METRICS)
+    write_json(tmp_path / "results/stats/stats.json", {"chips": {"train": 8, "validate": 4, "test": 0}})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -223,6 +224,7 @@ def test_the_verb_writes_a_folder_that_stands_alone(project, monkeypatch, capsys
     }  # fmt: skip
     text = (folder / card.NAME).read_text()
     for words in (
+        "\nOf 4 validate chips. `gain_db` is",
         "gain_db/mean | 0.75",
         "probe/iou | 0.5 (0.41 to 0.62) |",
         "red, green, blue, nir",

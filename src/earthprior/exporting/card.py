@@ -51,6 +51,7 @@ def render(backbone: Backbone, origin: Mapping[str, Any], graphs: Mapping[str, A
         normalization=_normalization(description["normalization"]),
         adapted=backbone.adapted,
         metrics=_metrics(origin.get("metrics", {})),
+        judged=_judged(origin),
         serving={"t": backbone.t, "rho": backbone.rho, "side": side},
         chosen=f"chosen by {description['serving'].get('chosen_by', 'evaluate.probe_rho')}",
         precondition=backbone.precondition,
@@ -73,6 +74,7 @@ def _facts(backbone: Backbone, origin: Mapping[str, Any]) -> list[tuple[str, str
         "Fingerprint of the training": description.get("fingerprint"),
         "Best epoch": description.get("best_epoch"),
         "Git commit": origin.get("git_commit"),
+        "Git commit at the export": origin.get("git_commit_at_export"),
         "DVC experiment": origin.get("dvc_experiment"),
         "MLflow run": origin.get("mlflow_run"),
         "Weights": f"{sum(parameter.numel() for parameter in backbone.network.parameters()):,}",
@@ -87,6 +89,14 @@ def _normalization(section: Mapping[str, Any]) -> str:
     what = "minimum and maximum" if section["normal_strategy"] == "min_max" else "mean and standard deviation"
     cut = f", cut at percentile {section['clip_percent']:g}" if section["clip_percent"] else ""
     return f"{words[section['stat_procedure']]} {what}{cut}"
+
+
+def _judged(origin: Mapping[str, Any]) -> str:
+    """Which chips the numbers are of, as far as it is known."""
+    count, chips = origin.get("metrics", {}).get("judged_chips"), origin.get("chips", {})
+    if count is None or not chips:
+        return ""
+    return f"{count:,.0f} {'test' if chips.get('test') else 'validate'} chips"
 
 
 def _metrics(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -96,6 +96,8 @@ def _origin(found: Backbone, root: Path, asked: str | None) -> dict[str, Any]:
             path = path.parents[1]
         if (path / "results/pretrain").is_dir():
             kept = _facts(recorded.of_workspace(path, Path(scratch)))
+            # What is checked out now need not be what trained.
+            kept["git_commit_at_export"] = kept.pop("git_commit")
         elif run := run_of(str(asked)):
             kept = _facts(recorded.find(root, run, Path(scratch)))
         elif path.exists() or "/" in str(asked):
