@@ -101,6 +101,16 @@ def test_precision(make_params):
     assert [build.autocast_dtype(p, cuda) for p in (auto, plain, half)] == [torch.bfloat16, None, torch.bfloat16]
 
 
+@pytest.mark.parametrize(("capability", "told"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_is_told_of_where_the_cpu_emulates_it(make_params, monkeypatch, capability, told):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    auto, half = (make_params({"precision": word}) for word in ("auto", "bfloat16"))
+    said = build.slow_precision(half, torch.device("cpu"))
+    assert ("set precision: float32" in str(said)) == told
+    assert build.slow_precision(auto, torch.device("cpu")) is None
+    assert build.slow_precision(half, torch.device("cuda")) is None
+
+
 @pytest.mark.parametrize("name", build.NOISE_SCHEDULES)
 def test_the_noise_schedule_is_the_one_selected(make_params, name):
     schedule = build.schedule(make_params({"diffusion.noise_schedule": name, "diffusion.timesteps": 50}))

