@@ -84,8 +84,9 @@ def _mark(axes: Axes, answer: Answer) -> None:
 
 
 def _caption(found: Sequence[Point], judged: str) -> str:
-    seeds = max(len(point.values) for point in found)
-    lines = f"means over {seeds} seeds (which chips are labelled, and the training); dots: single seeds"
+    least, seeds = (end(len(point.values) for point in found) for end in (min, max))
+    number = f"{'up to ' * (least < seeds)}{seeds}"
+    lines = f"means over {number} seeds (which chips are labelled, and the training); dots: single seeds"
     return (
         f"Lines: {lines if seeds > 1 else 'one seed'}. Bars: 95 % intervals, bootstrap over {judged}"
         f"{', averaged over seeds' * (seeds > 1)}; all methods are judged on the same chips, so differences between "
