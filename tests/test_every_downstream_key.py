@@ -267,13 +267,13 @@ def test_every_key_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("key", list(CASES))
-def test_acts(key: str, project: Project, cache: dict[str, Any]) -> None:
+def test_acts(key: str, project: Project, before_any: dict[str, Any]) -> None:
     case = CASES[key]
     # Most cases begin with the same finetuning.
     name = f"{case.look.__name__} {case.given}"
-    if name not in cache:
-        cache[name] = seen(project, case, {})
-    before = cache[name]
+    if name not in before_any:
+        before_any[name] = seen(project, case, {})
+    before = before_any[name]
     assert not isinstance(before, Refused), before
     after = seen(project, case, {key: case.value})
     assert after != before
@@ -281,5 +281,5 @@ def test_acts(key: str, project: Project, cache: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache() -> dict[str, Any]:
+def before_any() -> dict[str, Any]:
     return {}

@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -174,7 +174,8 @@ def study(project: Project, params: Params) -> Any:
     trials = [(trial.state.name, trial.params, trial.values, trial.user_attrs) for trial in search.study.trials]
     for _, _, _, attributes in trials:
         attributes.pop("worker", None)
-    return search.place.name, search.place.storage, search.study.user_attrs["metrics"], trials
+    storage = search.place.storage.replace(str(project.scratch), "")
+    return search.place.name, storage, search.study.user_attrs["metrics"], trials
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,7 @@ def project(root: Path, tmp_path: Path, make_params: Callable[..., Params], monk
 
 
 @pytest.fixture(scope="module")
-def cache() -> dict[str, Any]:
+def seen() -> dict[str, Any]:
     """What is seen before any change, by look and choices."""
     return {}
 
@@ -388,26 +389,33 @@ def test_every_key_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("key", list(CASES))
-def test_acts(key: str, project: Project, cache: dict[str, Any]) -> None:
+def test_acts(key: str, project: Project, seen: dict[str, Any]) -> None:
     case = CASES[key]
     if key == "perceptual.weights":
         write_vgg(Path("vgg-a.pth"), 0.01)
         write_vgg(Path("vgg-b.pth"), 0.02)
     # Most cases begin with the same training.
     name = f"{case.look.__name__} {case.given}"
-    if name not in cache:
-        cache[name] = project.look(case.look, case.given)
-    before = cache[name]
+    if name not in seen:
+        seen[name] = project.look(case.look, case.given)
+    before = seen[name]
     assert not isinstance(before, Refused), before
     after = project.look(case.look, {**case.given, key: case.value})
     assert after != before
     assert isinstance(after, Refused) == (key in REFUSED), after
 
 
-@pytest.mark.parametrize("look", [weights, sampled, probed, points, checkpoints, kept_for_backward])
-def test_the_same_params_look_the_same(look: Look, project: Project) -> None:
+@pytest.mark.parametrize(
+    ("look", "choices"),
+    [
+        *((look, {}) for look in (weights, sampled, probed, points, checkpoints, kept_for_backward)),
+        (study, SEARCH(None).given),
+    ],
+)
+def test_the_same_params_look_the_same_anywhere(look: Look, choices: Mapping[str, Any], project: Project) -> None:
     # What differs by itself would make every key seem to act.
-    assert project.look(look, {}) == project.look(look, {})
+    elsewhere = replace(project, scratch=project.scratch.with_name("elsewhere"))
+    assert project.look(look, choices) == elsewhere.look(look, choices)
 
 
 def write_vgg(path: Path, value: float) -> None:

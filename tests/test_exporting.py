@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import earthprior
-from earthprior import build
+from earthprior import build, recorded
 from earthprior.errors import EarthPriorError
 from earthprior.exporting import card, graphs, single_file
 from earthprior.files import read_json, write_json
@@ -209,6 +209,7 @@ def project(make_finished, monkeypatch, tmp_path):
 
 
 def test_the_verb_writes_a_folder_that_stands_alone(project, monkeypatch, capsys):
+    monkeypatch.setattr(recorded, "git_commit", lambda root: "c" * 40)
     export.run(project, None, None, None)
     folder = project / "work/export/ffffffffffff"
     assert {path.name for path in folder.iterdir()} == {
@@ -224,12 +225,13 @@ def test_the_verb_writes_a_folder_that_stands_alone(project, monkeypatch, capsys
     }  # fmt: skip
     text = (folder / card.NAME).read_text()
     for words in (
-        "\nOf 4 validate chips. `gain_db` is",
+        "(0 is the linear filter), of 4 validate chips;\nprobes",
         "gain_db/mean | 0.75",
         "probe/iou | 0.5 (0.41 to 0.62) |",
         "red, green, blue, nir",
         "0" * 32 + ".dir",
         "ffffffffffff",
+        "| Git commit at the export | " + "c" * 40,
         "imagery's licence",
     ):
         assert words in text

@@ -18,6 +18,8 @@ import pytest
 
 import kills
 from earthprior.files import read_json, sha256_file
+from earthprior.params import load
+from earthprior.stages import pretrain
 from kills import Kill, Patient
 from tiny_project import ROOT, Project, make_repository
 
@@ -118,6 +120,49 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
     assert project.outputs() == before
 
 
+def test_an_undisturbed_training_ends_with_the_same_bits(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").symlink_to(project.root / "data")
+    shutil.copytree(project.root / "results/stats", tmp_path / "results/stats")
+    monkeypatch.setattr("earthprior.tracking.import_mlflow", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    pretrain.run(load(project.root / "params.yaml"), tmp_path)
+    assert sha256_file(tmp_path / WEIGHTS) == sha256_file(project.root / WEIGHTS)
+
+
+@pytest.mark.soak
+def test_uninterrupted_stages_agree_and_read_what_they_list(project: Project, tmp_path: Path) -> None:
+    # outside DVC, in a copy: it would restore the results from its cache
+    copy = shutil.copytree(
+        project.root, tmp_path / "copy", ignore=shutil.ignore_patterns("cache", "results", "work", "mlflow.db")
+    )
+    project.run("env", "PYTHONPATH=src", "python", "-c", RECORD, cwd=copy)
+    assert sha256_file(copy / WEIGHTS) == sha256_file(project.root / WEIGHTS)
+    assert sha256_file(copy / "results/stats/stats.json") == sha256_file(project.root / "results/stats/stats.json")
+
+    reads = read_json(copy / "reads.json")
+    stages = project.yaml("dvc.yaml")["stages"]
+    for stage, keys in reads.items():
+        # what `evaluate` reads of the training's keys comes to it with config.json
+        listed = stages[stage]["params"] + (stages["pretrain"]["params"] if stage == "evaluate" else [])
+        assert not [key for key in keys if not key.startswith("operation.") and not listed_in(key, listed)], stage
+    # read only where a chip is bad
+    assert set(stages["stats"]["params"]) - set(reads["stats"]) == {"data.max_bad_fraction"}
+
+
+def listed_in(key: str, listed: list[str]) -> bool:
+    """Whether a stage's list covers what it read; properties stand for the keys they are made of."""
+    if key == "model_dump":
+        # the whole file: logged, fingerprinted, or written to config.json
+        return True
+    parts = {
+        "data.read_px": ["data.chip_size", "data.buffer"],
+        "data.train_px": ["data.chip_size", "data.buffer", "data.crop_px"],
+    }
+    return all(part in listed or part.split(".")[0] in listed for part in parts.get(key, [key]))
+
+
 def test_an_experiment_reruns_what_its_parameter_touches(project: Project) -> None:
     before = project.outputs()
     said = project.run("dvc", "exp", "run", "-S", "lr=1e-5", "-n", "slow")
@@ -160,38 +205,6 @@ def test_metrics_and_plots_can_be_compared(project: Project) -> None:
     page = (project.root / "dvc_plots/index.html").read_text()
     for name in project.yaml("dvc.yaml")["plots"]:
         assert next(iter(name)) in page
-
-
-@pytest.mark.soak
-def test_uninterrupted_stages_agree_and_read_what_they_list(project: Project, tmp_path: Path) -> None:
-    # outside DVC, in a copy: it would restore the results from its cache
-    copy = shutil.copytree(
-        project.root, tmp_path / "copy", ignore=shutil.ignore_patterns("cache", "results", "work", "mlflow.db")
-    )
-    project.run("env", "PYTHONPATH=src", "python", "-c", RECORD, cwd=copy)
-    assert sha256_file(copy / WEIGHTS) == sha256_file(project.root / WEIGHTS)
-    assert sha256_file(copy / "results/stats/stats.json") == sha256_file(project.root / "results/stats/stats.json")
-
-    reads = read_json(copy / "reads.json")
-    stages = project.yaml("dvc.yaml")["stages"]
-    for stage, keys in reads.items():
-        # what `evaluate` reads of the training's keys comes to it with config.json
-        listed = stages[stage]["params"] + (stages["pretrain"]["params"] if stage == "evaluate" else [])
-        assert not [key for key in keys if not key.startswith("operation.") and not listed_in(key, listed)], stage
-    # read only where a chip is bad
-    assert set(stages["stats"]["params"]) - set(reads["stats"]) == {"data.max_bad_fraction"}
-
-
-def listed_in(key: str, listed: list[str]) -> bool:
-    """Whether a stage's list covers what it read; properties stand for the keys they are made of."""
-    if key == "model_dump":
-        # the whole file: logged, fingerprinted, or written to config.json
-        return True
-    parts = {
-        "data.read_px": ["data.chip_size", "data.buffer"],
-        "data.train_px": ["data.chip_size", "data.buffer", "data.crop_px"],
-    }
-    return all(part in listed or part.split(".")[0] in listed for part in parts.get(key, [key]))
 
 
 @pytest.mark.soak

@@ -31,9 +31,8 @@ def test_the_first_strange_chip_is_named_and_all_are_counted() -> None:
         looking.look(chips(50.0, 300.0, dtype=torch.uint16))
         looking.look(chips(60.0, 400.0, 500.0, dtype=torch.uint16))
     assert len(said) == 2
-    assert said[0].startswith(
-        "chip_1.tif: 100% of its values are none that the pretraining's chips had (red 10 to 90, nir"
-    )
+    assert said[0].startswith("chip_1.tif: 100% of its values lie outside what the pretraining's chips had")
+    assert "(red 10 to 90, nir 0 to 200)" in said[0]
     assert said[1] == "3 of 5 images hold mostly values outside the pretraining's range"
 
 
@@ -56,9 +55,26 @@ def test_half_of_the_values_may_lie_outside_and_pixels_without_data_count_nothin
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("section", [{"stat_procedure": "lpb"}, {"apply_normalization": False}])
-def test_where_no_statistics_of_the_pretraining_act_nothing_is_strange(section: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"stat_procedure": "lpb", "statistics": {}}, False),
+        ({"stat_procedure": "lpb", "apply_normalization": False}, True),
+    ],
+)
+def test_nothing_is_strange_where_chips_are_normalized_by_their_own_statistics(
+    section: dict[str, Any], told: bool
+) -> None:
     said: list[str] = []
     with ranges(said, **section) as looking:
         looking.look(chips(1e6))
-    assert said == []
+    assert bool(said) == told
+
+
+def test_reflectances_are_strange_to_a_network_that_knows_counts_from_0() -> None:
+    said: list[str] = []
+    known = {band: {"min": 0.0, "max": 10_000.0} for band in ("red", "nir")}
+    with ranges(said, statistics={"per_band": known}) as looking:
+        looking.look(chips(0.02, 0.3, 0.99))
+        looking.look(chips(40.0))
+    assert said[-1].startswith("3 of 4 images")

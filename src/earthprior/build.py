@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def autocast_dtype(params: LearningParams, where: torch.device) -> torch.dtype |
 
 def slow_precision(params: LearningParams, where: torch.device) -> str | None:
     """A warning where bfloat16 is emulated by the CPU, else None."""
-    emulated = where.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    emulated = where.type == "cpu" and x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
     if not emulated or autocast_dtype(params, where) is None:
         return None
     return (

@@ -71,8 +71,9 @@ def mlp(values: Array, truths: Array, asked: Array) -> tuple[Array, bool]:
     )
     best, waited = np.inf, 0
     kept: tuple[list[Array], list[Array]] = ([], [])
-    order = numpy_generator("probe mlp").permutation(len(fit))
     size = min(ROUND_PIXELS, len(fit))
+    # scikit-learn shuffles what it is given; what it is given in turn must be mixed, too.
+    order = numpy_generator("probe mlp").permutation(len(fit)) if size < len(fit) else np.arange(size)
     # Its rounds are a budget, and spending it all is no fault.
     for number in range(ROUNDS):
         now = order.take(np.arange(number * size, (number + 1) * size), mode="wrap")

@@ -17,11 +17,14 @@ STRANGE_SHARE = 0.5
 EVERY_PX = 8
 """Of so many pixels each way one is looked at."""
 
+BOTTOM_SHARE = 0.002
+"""Of the range, which counts as outside: reflectances in [0, 1] are there for chips of 0 to 10,000."""
+
 
 class Ranges:
     """Looks at images' values on the way, tells of the first image that is strange, and at the end of how many are.
 
-    Where each chip is normalized by its own statistics, units do not matter, and none is strange.
+    Where each chip is normalized by its own statistics (lab, lpb), units do not matter, and none is strange.
 
     Args:
         backbone: With the statistics that it normalizes by.
@@ -30,12 +33,14 @@ class Ranges:
 
     def __init__(self, backbone: Backbone, say: Callable[[str], None]) -> None:
         normalization = backbone.description["normalization"]
-        known = normalization["statistics"]["per_band"]
-        self._named = {band: (known[band]["min"], known[band]["max"]) for band in backbone.bands}
-        self._low, self._high = (
-            torch.tensor(list(self._named.values()), dtype=torch.float32).view(-1, 2, 1, 1).unbind(1)
-        )
-        self._acts = normalization["apply_normalization"] and normalization["stat_procedure"] in ("gab", "gpb")
+        self._acts = not normalization["apply_normalization"] or normalization["stat_procedure"] in ("gab", "gpb")
+        self._named: dict[str, tuple[float, float]] = {}
+        if self._acts:
+            known = normalization["statistics"]["per_band"]
+            self._named = {band: (known[band]["min"], known[band]["max"]) for band in backbone.bands}
+            limits = torch.tensor(list(self._named.values()), dtype=torch.float32).view(-1, 2, 1, 1)
+            self._low = limits[:, 0] + BOTTOM_SHARE * (limits[:, 1] - limits[:, 0])
+            self._high = limits[:, 1]
         self._say = say
         self._looked = self._strange = 0
 
@@ -79,6 +84,7 @@ class Ranges:
         if self._strange == 1:
             ranges = ", ".join(f"{band} {low:g} to {high:g}" for band, (low, high) in self._named.items())
             self._say(
-                f"{name}: {outside / values:.0%} of its values are none that the pretraining's chips had ({ranges}). "
-                "What comes of it means little: give images of the same product in the same unit"
+                f"{name}: {outside / values:.0%} of its values lie outside what the pretraining's chips had, or at the "
+                f"very bottom of it ({ranges}). What comes of it means little: give images of the same product in the "
+                "same unit"
             )

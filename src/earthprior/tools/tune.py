@@ -7,7 +7,6 @@ parent. Killed and started again, it goes on; started several times or on severa
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 REPORT_EVERY_SECONDS = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 def run(params: Params, root: Path, trials: int | None, jobs: int, record_best: bool) -> None:

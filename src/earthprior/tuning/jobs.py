@@ -135,19 +135,25 @@ class Reports:
     def now_and_then(self) -> None:
         """Write it, if it is time."""
         if time.monotonic() - self._last > self._every:
-            done = self._done()
-            if done > self._reported:
-                self.write()
-                self._reported = done
+            self._attempt(again=False)
             self._last = time.monotonic()
 
     def write(self) -> Path | None:
         """Write it; where it is, if that worked."""
+        return self._attempt(again=True)
+
+    def _attempt(self, again: bool) -> Path | None:
+        """Write it, also of nothing new if asked to."""
         try:
-            return self._write()
+            done = self._done()
+            if done <= self._reported and not again:
+                return None
+            written = self._write()
         except Exception as error:  # noqa: BLE001 (see above)
             logger.warning("the report could not be written (%s: %s)", type(error).__name__, error)
             return None
+        self._reported = done
+        return written
 
 
 def own_command(arguments: Sequence[str]) -> list[str]:
