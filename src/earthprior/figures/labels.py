@@ -79,8 +79,9 @@ def _mark(axes: Axes, answer: Answer) -> None:
         axes.plot([point.labels, end], [point.mean] * 2, ":", color=INK, lw=1, zorder=1)
         text = f"scratch: {answer.needed:.0f} chips" if answer.needed else f"scratch: more than {answer.most}"
         axes.annotate(
-            text, (end, point.mean), xytext=(0, 5), textcoords="offset points", ha="right", fontsize=7.5, color=QUIET
-        )
+            text, (end, point.mean), xytext=(0, 5), textcoords="offset points", ha="right", fontsize=7.5, color=QUIET,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )  # fmt: skip
 
 
 def _caption(found: Sequence[Point], judged: str) -> str:
