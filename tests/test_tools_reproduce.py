@@ -156,7 +156,7 @@ def test_chips_come_by_their_md5_from_whatever_remote_has_them(
     shutil.rmtree(project.root / ".dvc/cache")
 
     copy = tmp_path / "copy"
-    checkout.at(tmp_path, project.run("git", "rev-parse", "HEAD").strip(), copy)
+    checkout.at(project.root, project.run("git", "rev-parse", "HEAD").strip(), copy)
     checkout.get_chips(project.root, found, copy)
     assert (copy / "data/chips/chip_000.tif").read_bytes() == pixels
     assert data_version(copy) == (found.data_md5, 25)
@@ -177,7 +177,7 @@ def test_chips_outside_dvc_cannot_be_had_again(project: Project, tmp_path: Path)
 def test_a_commit_that_is_not_here_is_named(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     with pytest.raises(EarthPriorError, match=r"commit 1111111111.* is not in this repository; git fetch"):
-        checkout.at(project.root, "1" * 40, tmp_path / "copy")
+        checkout.at(tmp_path, "1" * 40, tmp_path / "copy")
 
 
 def test_a_stage_that_fails_under_other_code_says_so(tmp_path: Path) -> None:
