@@ -99,7 +99,8 @@ class _Watched:
         self._counted = torch.zeros(2)
 
     def normalize(self, raw: Tensor, valid: Tensor) -> Tensor:
-        self._counted += self._ranges.count(raw, valid).sum(0).cpu()
+        # Where it was counted: a GPU is not waited for until all is seen.
+        self._counted = self._counted.to(raw.device) + self._ranges.count(raw, valid).to(raw.device).sum(0)
         return self.model.normalize(raw, valid)
 
     def predict(self, x0: Tensor) -> Tensor:
